@@ -1,0 +1,1 @@
+"""Numbered SQL files, applied in order by `otel_pg_exporter.postgres.migrate`."""

@@ -1,0 +1,72 @@
+"""Errors: every exception that this package raises on purpose.
+
+::
+
+    ExporterError
+    ├── StartupError                 the process cannot start; the message says what to do
+    │   ├── ConfigurationError       a setting, a DSN or a mapping file is wrong
+    │   ├── SchemaError              the database's tables are missing, older, newer or changed
+    │   └── EmbeddedServerError      the embedded PostgreSQL cannot run
+    ├── RefusedError                 a whole request is refused for good; sending it again won't help
+    │   ├── UndecodableError         not OTLP, even item by item
+    │   ├── TooLargeError            above `max_request_bytes`
+    │   └── UnauthenticatedError     no credentials, or wrong ones
+    └── RetryableError               nothing is wrong with the request; the sender should come again
+        ├── OverloadedError          the byte budget or the call limit is used up, or we are draining
+        └── DatabaseUnavailableError PostgreSQL is away, too slow, or did not answer the COMMIT
+            └── DeploymentError      PostgreSQL answers, but no row fits: drift, a missing table or privilege
+
+What concerns one item of a request is no exception but a `Rejection` in its `Outcome`.
+"""
+
+
+class ExporterError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class StartupError(ExporterError):
+    """The process cannot start."""
+
+
+class ConfigurationError(StartupError):
+    """A setting, a DSN or a mapping file is wrong."""
+
+
+class SchemaError(StartupError):
+    """The database's tables are missing, older, newer or changed."""
+
+
+class EmbeddedServerError(StartupError):
+    """The embedded PostgreSQL cannot run."""
+
+
+class RefusedError(ExporterError):
+    """A whole request is refused for good."""
+
+
+class UndecodableError(RefusedError):
+    """The body is not OTLP, even item by item."""
+
+
+class TooLargeError(RefusedError):
+    """The body is larger than `max_request_bytes`."""
+
+
+class UnauthenticatedError(RefusedError):
+    """The credentials are missing or wrong."""
+
+
+class RetryableError(ExporterError):
+    """Nothing is wrong with the request; the sender should come again."""
+
+
+class OverloadedError(RetryableError):
+    """The byte budget or the call limit is used up, or the process is draining."""
+
+
+class DatabaseUnavailableError(RetryableError):
+    """PostgreSQL is away, too slow, or did not answer the COMMIT."""
+
+
+class DeploymentError(DatabaseUnavailableError):
+    """PostgreSQL answers, but no row fits: a drifted column, a missing table or privilege."""
