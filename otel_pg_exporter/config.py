@@ -1,0 +1,291 @@
+"""Settings as frozen values, and the only reader of the environment.
+
+A setting is defined once, as a dataclass field: its name gives the flag (`--grpc-endpoint`), the environment
+variable (`OTEL_PG_EXPORTER_GRPC_ENDPOINT`) and the key in the TOML file (`grpc_endpoint`); its annotation gives the
+parser. Precedence: flags, then environment, then TOML file, then default. Durations are in seconds, sizes in bytes
+(`64MiB` is understood). Groups nest, names do not: no two groups share a name.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from otel_pg_exporter.errors import ConfigurationError
+
+T = TypeVar("T")
+
+SERVER_PREFIX = "OTEL_PG_EXPORTER_"
+SDK_PREFIX = "OTEL_EXPORTER_POSTGRESQL_"
+
+_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
+def setting(default: Any, help: str, *, minimum: float | None = None, size: bool = False) -> Any:  # noqa: A002, ANN401 - dataclasses.field's own shape; `help` is argparse's word
+    """Declare one setting: its default, its help text, and the least value that makes sense."""
+    return dataclasses.field(default=default, metadata={"help": help, "minimum": minimum, "size": size})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseSettings:
+    """How to reach PostgreSQL, and how long a call to it may take."""
+
+    dsn: str = setting(
+        "",
+        "PostgreSQL to write to, as a URL or key=value string; empty: the embedded server (libpq's PG* are honoured)",
+    )
+    schema: str = setting("otel", "schema that holds the tables")
+    connect_timeout: float = setting(5.0, "seconds that a connection attempt may take", minimum=0.1)
+    statement_timeout: float = setting(30.0, "seconds that one statement may take", minimum=0.1)
+    lock_timeout: float = setting(10.0, "seconds that a statement may wait for a lock", minimum=0.1)
+    synchronous_commit: Literal["server", "on", "remote_apply", "remote_write", "local", "off"] = setting(
+        "on", "what a COMMIT waits for; `server` keeps the server's own setting; `off` gives up durability for speed"
+    )
+    application_name: str = setting("otel-pg-exporter", "name shown in pg_stat_activity")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterSettings:
+    """How one batch is written."""
+
+    write_method: Literal["auto", "copy", "insert"] = setting(
+        "auto", "binary COPY, INSERT per row, or whichever measured faster for the size of the batch"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingSettings:
+    """Which columns there are, and which times belong to them."""
+
+    mappings: tuple[Path, ...] = setting((), "TOML files that promote further attributes to columns")
+    window_past: float = setting(
+        30 * 86_400.0, "seconds back from now that get daily partitions; older goes to the DEFAULT partition", minimum=0
+    )
+    window_future: float = setting(86_400.0, "seconds ahead of now that get daily partitions", minimum=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineSettings:
+    """What is held in memory between the front door and PostgreSQL."""
+
+    writers: int = setting(2, "connections that write in parallel", minimum=1)
+    max_batch_rows: int = setting(
+        20_000, "rows in one transaction (a single larger request still goes whole)", minimum=1
+    )
+    max_batch_bytes: int = setting(
+        32 * 2**20, "bytes of rows in one transaction (a single larger request still goes whole)", minimum=1, size=True
+    )
+    linger: float = setting(0.0, "seconds that a free writer waits for more; fewer, larger transactions", minimum=0)
+    ack_timeout: float = setting(
+        3.0, "seconds until a request that is not committed is answered UNAVAILABLE", minimum=0.1
+    )
+    max_inflight_bytes: int = setting(
+        512 * 2**20, "bytes of requests held in memory; beyond it senders are asked to retry", minimum=2**20, size=True
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiverSettings:
+    """The OTLP front door."""
+
+    grpc_endpoint: str = setting("127.0.0.1:4317", "host:port for OTLP/gRPC")
+    max_request_bytes: int = setting(64 * 2**20, "largest request, also after decompression", minimum=1024, size=True)
+    max_calls: int = setting(256, "calls in flight; beyond it senders are asked to retry", minimum=1)
+    reuse_port: bool = setting(False, "let another process listen on the same port, for rolling restarts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """Everything that `otel-pg-exporter serve` reads."""
+
+    database: DatabaseSettings = DatabaseSettings()
+    writer: WriterSettings = WriterSettings()
+    mapping: MappingSettings = MappingSettings()
+    pipeline: PipelineSettings = PipelineSettings()
+    receiver: ReceiverSettings = ReceiverSettings()
+    data_dir: Path | None = setting(None, "folder of the embedded PostgreSQL; default: in the user's state folder")
+    migrate: bool = setting(False, "create or update the tables of the PostgreSQL that `dsn` names")
+    partitions_ahead: int = setting(7, "daily partitions created ahead", minimum=1)
+    statistics_interval: float = setting(
+        60.0, "seconds between two log lines with statistics; 0: only at exit", minimum=0
+    )
+    shutdown_timeout: float = setting(20.0, "seconds that a stop may take to finish what is in flight", minimum=0)
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least severity that is logged")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExporterSettings:
+    """Everything that the SDK exporters read; the environment's names begin with `OTEL_EXPORTER_POSTGRESQL_`."""
+
+    database: DatabaseSettings = DatabaseSettings()
+    writer: WriterSettings = WriterSettings()
+    mapping: MappingSettings = MappingSettings()
+    timeout: float = setting(10.0, "seconds that one export may take, retries included", minimum=0.1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One setting as the command line, the documentation and the error messages see it."""
+
+    name: str
+    kind: Any  # its annotation
+    default: Any
+    help: str
+    minimum: float | None
+    size: bool
+
+    def parse(self, value: object, where: str) -> object:
+        """Turn a flag's, a variable's or a TOML value into the annotated type; `where` names its origin."""
+        try:
+            parsed = _parse(self.kind, value, size=self.size)
+        except ValueError as exc:
+            raise ConfigurationError(f"{where}: {exc}") from None
+        if self.minimum is not None and isinstance(parsed, int | float) and not parsed >= self.minimum:
+            raise ConfigurationError(f"{where}: {value!r} is below the least value, {self.minimum:g}")
+        return parsed
+
+
+def settings_of(cls: type) -> Iterator[Setting]:
+    """Yield every setting of a settings class, its groups' included, in order of definition."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from settings_of(typing.cast("type", kind))
+        else:
+            meta = field.metadata
+            yield Setting(
+                name=field.name,
+                kind=kind,
+                default=field.default,
+                help=meta["help"],
+                minimum=meta["minimum"],
+                size=meta["size"],
+            )
+
+
+def load(
+    cls: type[T],
+    *,
+    prefix: str,
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> T:
+    """Build a settings value. Flags that are None count as not given.
+
+    Raises ConfigurationError, which names the flag, the variable or the file and key that is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    table = {} if file is None else _read_toml(file, [s.name for s in settings_of(cls)])
+    values: dict[str, object] = {}
+    for each in settings_of(cls):
+        variable = prefix + each.name.upper()
+        if flags is not None and flags.get(each.name) is not None:
+            values[each.name] = each.parse(flags[each.name], "--" + each.name.replace("_", "-"))
+        elif environ.get(variable, "") != "":  # OpenTelemetry: an empty variable counts as unset
+            values[each.name] = each.parse(environ[variable], variable)
+        elif each.name in table:
+            values[each.name] = each.parse(table[each.name], f"{file}: {each.name}")
+    return build(cls, values)
+
+
+def build(cls: type[T], values: Mapping[str, object]) -> T:
+    """Distribute flat, parsed values over a settings class and its groups."""
+    hints = typing.get_type_hints(cls)
+    arguments: dict[str, object] = {}
+    for field in dataclasses.fields(typing.cast("Any", cls)):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            arguments[field.name] = build(typing.cast("type", kind), values)
+        elif field.name in values:
+            arguments[field.name] = values[field.name]
+    return cls(**arguments)
+
+
+def _read_toml(file: Path, known: Sequence[str]) -> dict[str, object]:
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigurationError(f"{file}: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise ConfigurationError(f"{file}: {exc}") from exc
+    for key in table:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigurationError(f"{file}: unknown setting {key!r}{hint}")
+    return table
+
+
+def _parse(kind: Any, value: object, *, size: bool) -> object:  # noqa: ANN401 - an annotation may be anything
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{value!r} is none of {', '.join(arguments)}")
+        return value
+    if origin is tuple:
+        parts = value.split(os.pathsep) if isinstance(value, str) else value
+        if not isinstance(parts, Sequence):
+            raise ValueError(f"{value!r} is no list")
+        return tuple(_parse(arguments[0], part, size=size) for part in parts if part != "")
+    if origin is types.UnionType:  # `X | None`: None is the default alone, never written
+        return _parse(arguments[0], value, size=size)
+    parser: Callable[[object], object] = {
+        bool: _boolean,
+        float: _seconds,
+        int: _size if size else _integer,
+        Path: _path,
+        str: _text,
+    }[kind]
+    return parser(value)
+
+
+def _boolean(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in _BOOLEANS:
+        return _BOOLEANS[value.lower()]
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
+def _seconds(value: object) -> float:
+    try:
+        number = float(typing.cast("str", value))
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise ValueError(f"{value!r} is no number of seconds")
+    return number
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, bool) and re.fullmatch(r"\s*-?\d+\s*", str(value)):
+        return int(str(value))
+    raise ValueError(f"{value!r} is no whole number")
+
+
+def _size(value: object) -> int:
+    match = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", str(value))
+    if match is None or isinstance(value, bool) or match[2].lower() not in _UNITS:
+        raise ValueError(f"{value!r} is no size in bytes (examples: 65536, 64MiB)")
+    return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def _path(value: object) -> Path:
+    return Path(_text(value)).expanduser()
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str | Path):
+        raise ValueError(f"{value!r} is no text")  # noqa: TRY004 - one kind of error for every bad value
+    return str(value)
