@@ -1,0 +1,102 @@
+"""Fixtures: a real PostgreSQL for each xdist worker, and databases in it.
+
+The environment variable OTEL_PG_EXPORTER_TEST_PG chooses whose programs run: `embedded` (default), those of the
+extra, or `system`, Debian's newest.
+"""
+
+import contextlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from otel_pg_exporter.postgres.embedded import EmbeddedServer, find_binaries
+from otel_pg_exporter.postgres.embedded_binaries import debian_binaries
+
+FAST = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    "max_wal_senders": "0",
+    "shared_buffers": "64MB",
+    "wal_level": "minimal",
+}
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def binaries() -> Path:
+    """Folder with the PostgreSQL programs that this run tests with."""
+    if os.environ.get("OTEL_PG_EXPORTER_TEST_PG", "embedded") == "system":
+        return debian_binaries()[0]
+    return find_binaries()
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Return an empty folder that the PostgreSQL user can reach, which pytest's tmp_path of root's is not."""
+    folder = Path(tempfile.mkdtemp(prefix="otel-pg-exporter-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def server(binaries: Path) -> Iterator[EmbeddedServer]:
+    """Return the PostgreSQL that all tests of a worker share; those that harm it take `own_server`."""
+    folder = Path(tempfile.mkdtemp(prefix="otel-pg-exporter-"))
+    with EmbeddedServer(folder, binaries=binaries, settings=FAST) as running:
+        yield running
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def own_server(binaries: Path, open_folder: Path) -> Iterator[EmbeddedServer]:
+    """Return a running PostgreSQL for one test alone, to be killed and started at will."""
+    with EmbeddedServer(open_folder, binaries=binaries, settings=FAST) as running:
+        yield running
+
+
+@pytest.fixture
+def empty_dsn(server: EmbeddedServer) -> Iterator[str]:
+    """Return the DSN of an empty database."""
+    with _database(server, template="template1") as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def dsn(server: EmbeddedServer, migrated: str) -> Iterator[str]:
+    """Return the DSN of a database with the tables of the bundled mapping, in the schema `otel`."""
+    with _database(server, template=migrated) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def migrated(server: EmbeddedServer) -> str:
+    """Return the name of a migrated database, to be cloned."""
+    from otel_pg_exporter import mapping
+    from otel_pg_exporter.config import DatabaseSettings
+    from otel_pg_exporter.postgres.migrate import migrate
+
+    name = "migrated"
+    _execute(server, f"CREATE DATABASE {name}")
+    migrate(DatabaseSettings(dsn=server.url(name)), mapping.load())
+    return name
+
+
+@contextlib.contextmanager
+def _database(server: EmbeddedServer, *, template: str) -> Iterator[str]:
+    name = f"test_{next(_numbers)}"
+    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield server.url(name)
+    _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _execute(server: EmbeddedServer, statement: str) -> None:
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute(statement.encode())
