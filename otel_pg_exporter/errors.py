@@ -10,7 +10,8 @@
     ├── RefusedError                 a whole request is refused for good; sending it again won't help
     │   ├── UndecodableError         not OTLP, even item by item
     │   ├── TooLargeError            above `max_request_bytes`
-    │   └── UnauthenticatedError     no credentials, or wrong ones
+    │   ├── UnauthenticatedError     no credentials, or wrong ones
+    │   └── InternalError            it fails again and again in a way that nobody foresaw: a bug
     └── RetryableError               nothing is wrong with the request; the sender should come again
         ├── OverloadedError          the byte budget or the call limit is used up, or we are draining
         └── DatabaseUnavailableError PostgreSQL is away, too slow, or did not answer the COMMIT
@@ -54,6 +55,10 @@ class TooLargeError(RefusedError):
 
 class UnauthenticatedError(RefusedError):
     """The credentials are missing or wrong."""
+
+
+class InternalError(RefusedError):
+    """The request fails again and again in a way that nobody foresaw: a bug of ours."""
 
 
 class RetryableError(ExporterError):

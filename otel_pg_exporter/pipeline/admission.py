@@ -1,0 +1,139 @@
+"""Admission: what bounds the work that is taken in, counted in bytes (`ByteBudget`) and in calls (`CallGate`)."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from otel_pg_exporter.errors import OverloadedError
+
+
+class ByteBudget:
+    """The bytes that all requests in flight may hold together.
+
+    `_lock` guards `_level`, and with it the size of every reservation.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._level = 0
+        self._lock = threading.Lock()
+
+    @property
+    def level(self) -> int:
+        """How many bytes are reserved now."""
+        return self._level
+
+    def reserve(self, size: int) -> "Reservation":
+        """Reserve `size` bytes until the reservation is released, best by a `with` statement.
+
+        Raises OverloadedError, at once and with nothing reserved, when they don't fit.
+        """
+        with self._lock:
+            self._change(0, size)
+        return Reservation(self, size)
+
+    def _change(self, old: int, new: int) -> None:
+        """Replace one reservation's `old` bytes by `new` ones, or raise; the caller holds the lock."""
+        if new < 0:
+            raise ValueError(f"cannot reserve {new} bytes")
+        level = self._level - old + new
+        if new > old and level > self.limit:
+            raise OverloadedError(
+                f"memory budget is full: {self._level - old:,} of {self.limit:,} bytes are in use, {new:,} more needed"
+            )
+        self._level = level
+
+
+class Reservation:
+    """A share of a `ByteBudget`, held until `release()`."""
+
+    __slots__ = ("_budget", "_size")
+
+    def __init__(self, budget: ByteBudget, size: int) -> None:
+        self._budget = budget
+        self._size: int | None = size  # None: released
+
+    @property
+    def size(self) -> int:
+        """How many bytes are held; 0 after the release."""
+        return self._size or 0
+
+    def correct(self, size: int) -> None:
+        """Hold `size` bytes from now on, more or less than before.
+
+        Raises OverloadedError when they don't fit; then the whole reservation is released.
+        """
+        budget = self._budget
+        with budget._lock:  # noqa: SLF001 - a reservation is part of its budget
+            if self._size is None:
+                raise RuntimeError("the reservation is already released")
+            try:
+                budget._change(self._size, size)  # noqa: SLF001
+            except OverloadedError:
+                budget._change(self._size, 0)  # noqa: SLF001
+                self._size = None
+                raise
+            self._size = size
+
+    def release(self) -> None:
+        """Give the bytes back. A second release does nothing."""
+        budget = self._budget
+        with budget._lock:  # noqa: SLF001
+            if self._size is not None:
+                budget._change(self._size, 0)  # noqa: SLF001
+                self._size = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class CallGate:
+    """Counts the calls in flight, refuses those above `limit`, and after `close()` all new ones.
+
+    `_changed` guards `_in_flight` and `_closed`.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._in_flight = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls are inside now."""
+        return self._in_flight
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Count one call for as long as the `with` block lasts. Never waits: raises OverloadedError."""
+        with self._changed:
+            if self._closed:
+                raise OverloadedError(f"shutting down: {self._in_flight:,} calls are being finished, no new ones taken")
+            if self._in_flight >= self.limit:
+                raise OverloadedError(f"call limit is reached: {self._in_flight:,} of {self.limit:,} calls in flight")
+            self._in_flight += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._in_flight -= 1
+                if self._in_flight == 0:
+                    self._changed.notify_all()
+
+    def close(self) -> None:
+        """Refuse new calls from now on; those inside go on."""
+        with self._changed:
+            self._closed = True
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Wait at most `timeout` seconds until no call is inside; say whether that came true."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._in_flight == 0, timeout)

@@ -1,0 +1,183 @@
+"""The OTLP/gRPC front door: TraceService, LogsService, MetricsService and `grpc.health.v1`.
+
+Handlers take raw bytes and are registered as `stream_unary`: on the wire that is the same as unary, but the body is
+read only when a handler asks for it, after the call was admitted. So refusals cost nothing, and answer at once even
+when every other handler waits for a commit.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
+
+import grpc
+
+from otel_pg_exporter.config import ReceiverSettings
+from otel_pg_exporter.errors import ExporterError, StartupError, UndecodableError
+from otel_pg_exporter.model import Outcome, Signal
+from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate
+from otel_pg_exporter.receiver.body_deadline import BodyDeadline
+from otel_pg_exporter.receiver.endpoint import check_free, parse_endpoint
+from otel_pg_exporter.receiver.health import Health
+from otel_pg_exporter.receiver.metrics import refuse_metrics
+from otel_pg_exporter.receiver.status import GrpcStatus, grpc_status, response
+from otel_pg_exporter.receiver.unexpected import UnexpectedErrors
+
+_SETTING = "--grpc-endpoint (OTEL_PG_EXPORTER_GRPC_ENDPOINT)"
+
+_SERVICES = {
+    Signal.TRACES: "opentelemetry.proto.collector.trace.v1.TraceService",
+    Signal.LOGS: "opentelemetry.proto.collector.logs.v1.LogsService",
+}
+_METRICS_SERVICE = "opentelemetry.proto.collector.metrics.v1.MetricsService"
+
+# Threads beyond `max_calls`, for what never waits: refusals and health checks.
+_RESERVE_THREADS = 16
+
+# Reserved for a call while its body's size is unknown: what a batch of 512 spans of 0.7 KB, the SDKs' default,
+# needs with `_MEMORY_FACTOR`.
+_ESTIMATE = 2**20
+
+# A body that waits for its commit is held once as it came and once as rows of about its size; protobuf's objects add
+# up to 2.8 times the body (measured: 5 short attributes a span), but only while it is transcoded.
+_MEMORY_FACTOR = 3
+
+# Seconds for the last answers to leave and for health watchers to be told, once no export is in flight any more.
+_FLUSH_TIMEOUT = 1.0
+
+
+class GrpcServer:
+    """Serves OTLP/gRPC: admits a call, reads its body, hands it to `export`, and answers with what became of it.
+
+    `export` is called in the call's thread, many at a time, and must not wait for ever; it raises ExporterError for a
+    whole request. A call's reservation in `budget` lasts until `export` returns.
+    """
+
+    def __init__(
+        self,
+        export: Callable[[Signal, bytes], Outcome],
+        budget: ByteBudget,
+        settings: ReceiverSettings,
+        *,
+        body_timeout: float = 30.0,
+    ) -> None:
+        self._budget = budget
+        self._settings = settings
+        self._endpoint = parse_endpoint(settings.grpc_endpoint, setting=_SETTING)
+        # Half of the budget at most goes to estimates, so that they never keep calls out that `max_calls` lets in.
+        self._estimate = min(_ESTIMATE, budget.limit // (2 * settings.max_calls))
+        self._gate = CallGate(settings.max_calls)
+        self._body_deadline = BodyDeadline(body_timeout)
+        self._unexpected = UnexpectedErrors()
+        self._health = Health([*_SERVICES.values(), _METRICS_SERVICE])
+        self._threads = ThreadPoolExecutor(settings.max_calls + _RESERVE_THREADS, thread_name_prefix="otlp-grpc")
+        # Not `maximum_concurrent_rpcs`: beyond it grpcio answers RESOURCE_EXHAUSTED, which makes senders drop data.
+        self._server = grpc.server(self._threads, options=_options(settings))
+        for signal, name in _SERVICES.items():
+            self._add(name, functools.partial(_export, export, signal))
+        self._add(_METRICS_SERVICE, refuse_metrics)
+        self._health.register(self._server)
+
+    def start(self) -> int:
+        """Listen and serve; return the port, which the system chose if the endpoint's is 0.
+
+        Health says NOT_SERVING until `set_serving(True)`. Raises StartupError when the endpoint cannot be had.
+        """
+        check_free(self._endpoint, setting=_SETTING, reuse_port=self._settings.reuse_port)
+        try:
+            port = self._server.add_insecure_port(str(self._endpoint))
+        except RuntimeError as exc:
+            raise StartupError(f"cannot listen on {self._endpoint}; choose another with {_SETTING}: {exc}") from exc
+        self._server.start()
+        self._body_deadline.start()
+        return port
+
+    def set_serving(self, serving: bool) -> None:
+        """Tell health checks whether exports succeed at the moment; calls are taken either way."""
+        self._health.set_serving(serving)
+
+    @property
+    def calls_in_flight(self) -> int:
+        """How many export calls are being read or wait for their commit."""
+        return self._gate.in_flight
+
+    def stop(self, grace: float) -> None:
+        """Stop: tell health checks, refuse new calls, finish those in flight within `grace` seconds, cancel the rest.
+
+        New calls go on to be refused with UNAVAILABLE meanwhile, so that their senders come again elsewhere or later.
+        May be repeated, and called without `start()`.
+        """
+        self._health.shut_down()
+        self._gate.close()
+        finished = self._gate.wait_idle(grace)
+        self._server.stop(_FLUSH_TIMEOUT if finished else None).wait()
+        self._body_deadline.stop()
+        # Handlers that outlive the grace period end with their export's own timeout; nobody waits for them here.
+        self._threads.shutdown(wait=finished)
+
+    def _add(self, service: str, take: Callable[[bytes], bytes]) -> None:
+        """Register `service` with its one method, Export; `take` turns a request's body into a response's."""
+        method = grpc.stream_unary_rpc_method_handler(functools.partial(self._handle, take))
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {"Export": method})])
+
+    def _handle(
+        self, take: Callable[[bytes], bytes], messages: Iterator[bytes], context: grpc.ServicerContext
+    ) -> bytes:
+        """Serve one call."""
+        # The status is made inside the `except` blocks, and no exception is kept: its traceback holds the body, and a
+        # name here that refers to it would close a cycle that only the garbage collector opens again.
+        try:
+            return self._admit(take, messages, context)
+        except grpc.RpcError:
+            # The sender went away, or gRPC itself refused the body as too large: the answer is already given.
+            raise
+        except ExporterError as exc:
+            status = grpc_status(exc)
+        except Exception as exc:  # noqa: BLE001 - a call must be answered whatever happens; `judge` logs
+            status = grpc_status(self._unexpected.judge(exc, None))
+        return _abort(context, status)
+
+    def _admit(self, take: Callable[[bytes], bytes], messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        with self._gate.enter(), self._budget.reserve(self._estimate) as reservation:
+            with self._body_deadline.watch(context):
+                # A second message is not looked for, as in gRPC's own unary methods: that took another 140 µs a call
+                # where a whole call took 620, and no client's unary stub can send one.
+                body = next(messages, None)
+            if body is None:
+                raise UndecodableError("the call brought no message; Export takes exactly one")
+            # Capped, or a body that `max_request_bytes` allows could never be taken under a small budget.
+            reservation.correct(min(len(body) * _MEMORY_FACTOR, self._budget.limit))
+            try:
+                return take(body)
+            except ExporterError:
+                raise
+            except Exception as exc:
+                raise self._unexpected.judge(exc, body) from exc
+
+
+def _export(export: Callable[[Signal, bytes], Outcome], signal: Signal, body: bytes) -> bytes:
+    return response(export(signal, body))
+
+
+def _abort(context: grpc.ServicerContext, status: GrpcStatus) -> NoReturn:
+    # Nothing was sent before, so that the answer travels as Trailers-Only, where senders look for RetryInfo.
+    context.set_trailing_metadata(status.trailers)
+    context.abort(status.code, status.details)
+
+
+def _options(settings: ReceiverSettings) -> list[tuple[str, int]]:
+    return [
+        # By default two processes may share a port without a word, each getting some of the connections.
+        ("grpc.so_reuseport", int(settings.reuse_port)),
+        # gRPC's default is 4 MiB. It holds after decompression too: beyond it, gRPC stops to inflate and answers
+        # RESOURCE_EXHAUSTED without RetryInfo.
+        ("grpc.max_receive_message_length", settings.max_request_bytes),
+        # By default a client that pings more often than every 5 minutes, or without a call open, is thrown out
+        # (`too_many_pings`). gRPC's clients never ping more often than every 10 seconds.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Finds clients that vanished without closing (a pulled cable, a suspended VM) within 80 seconds; by default
+        # it takes 2 hours.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]

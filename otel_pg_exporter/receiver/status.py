@@ -1,0 +1,115 @@
+"""What a sender hears: the one table from the error tree to status codes, and the answers in bytes.
+
+An answer that asks to come again carries `google.rpc.RetryInfo` twice, because senders look in different places: the
+OTLP specification puts it into `grpc-status-details-bin`, the Python exporters read `google.rpc.retryinfo-bin`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import grpc
+from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped] # ships its stubs without py.typed
+from google.rpc.status_pb2 import Status as StatusMessage  # type: ignore[import-untyped] # as above
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceResponse,
+)
+
+from otel_pg_exporter.errors import (
+    ExporterError,
+    InternalError,
+    RefusedError,
+    RetryableError,
+    TooLargeError,
+    UnauthenticatedError,
+    UndecodableError,
+)
+from otel_pg_exporter.model import Outcome
+
+RETRY_AFTER = 1  # seconds
+
+# A message travels twice (percent-encoded and base64) in trailers that many clients cap at 8 KiB together.
+_MAX_MESSAGE_BYTES = 1_000
+
+_RETRY_INFO = RetryInfo()
+_RETRY_INFO.retry_delay.seconds = RETRY_AFTER
+_RETRY_INFO_BYTES = _RETRY_INFO.SerializeToString()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """How an error of one class is answered."""
+
+    grpc: grpc.StatusCode
+    retry: bool = False  # with RetryInfo: the sender is to come again after `RETRY_AFTER`
+
+
+# An error is answered by the nearest of its ancestors listed here. RESOURCE_EXHAUSTED without RetryInfo means "never
+# again" to a sender, so nothing temporary may be answered with it.
+ANSWERS: Mapping[type[ExporterError], Answer] = MappingProxyType(
+    {
+        RetryableError: Answer(grpc=grpc.StatusCode.UNAVAILABLE, retry=True),
+        RefusedError: Answer(grpc=grpc.StatusCode.INVALID_ARGUMENT),
+        UndecodableError: Answer(grpc=grpc.StatusCode.INVALID_ARGUMENT),
+        TooLargeError: Answer(grpc=grpc.StatusCode.RESOURCE_EXHAUSTED),
+        UnauthenticatedError: Answer(grpc=grpc.StatusCode.UNAUTHENTICATED),
+        InternalError: Answer(grpc=grpc.StatusCode.INTERNAL),
+        # The tree's root: what belongs to no request (a StartupError) cannot be the request's fault.
+        ExporterError: Answer(grpc=grpc.StatusCode.UNAVAILABLE, retry=True),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcStatus:
+    """A gRPC answer other than OK, ready to be sent."""
+
+    code: grpc.StatusCode
+    details: str
+    trailers: tuple[tuple[str, bytes], ...]
+
+
+def answer_to(error: ExporterError) -> Answer:
+    """Look an error up in the table."""
+    return next(ANSWERS[cls] for cls in type(error).__mro__ if cls in ANSWERS)
+
+
+def grpc_status(error: ExporterError) -> GrpcStatus:
+    """Turn an error into a gRPC status; its message goes to the sender."""
+    answer = answer_to(error)
+    details = _cut(str(error))
+    if not answer.retry:
+        return GrpcStatus(code=answer.grpc, details=details, trailers=())
+    number: int = answer.grpc.value[0]
+    status = StatusMessage(code=number, message=details)
+    status.details.add().Pack(_RETRY_INFO)
+    return GrpcStatus(
+        code=answer.grpc,
+        details=details,
+        trailers=(
+            ("grpc-status-details-bin", status.SerializeToString()),
+            ("google.rpc.retryinfo-bin", _RETRY_INFO_BYTES),
+        ),
+    )
+
+
+def response(outcome: Outcome) -> bytes:
+    """Serialise the response of an export that went through: `partial_success` is set only if something was refused."""
+    return partial_success(outcome.rejected, outcome.error_message) if outcome.rejected else b""
+
+
+def partial_success(rejected: int, message: str) -> bytes:
+    """Serialise a response that refuses `rejected` items.
+
+    One class serves all signals: the three `Export…ServiceResponse` differ in names alone, not on the wire.
+    """
+    refused = ExportTracePartialSuccess(rejected_spans=rejected, error_message=message)
+    return ExportTraceServiceResponse(partial_success=refused).SerializeToString()
+
+
+def _cut(message: str) -> str:
+    encoded = message.encode("utf-8", "replace")
+    if len(encoded) <= _MAX_MESSAGE_BYTES:
+        return encoded.decode("utf-8")
+    return encoded[: _MAX_MESSAGE_BYTES - 3].decode("utf-8", "ignore") + "…"
