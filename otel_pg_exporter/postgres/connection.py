@@ -1,6 +1,8 @@
 """Connections to PostgreSQL: DSNs that never show a password, a pool that survives forks, a watchdog.
 
 Nothing here needs session state, so PgBouncer in transaction mode works: no prepared statements, no `options=`.
+Nothing here starts a thread either: the SDK exports once more while the interpreter shuts down, and from then on
+Python 3.12 starts none ("can't create new thread at interpreter shutdown"), which rules psycopg_pool out.
 """
 
 import contextlib
@@ -9,17 +11,23 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Iterator
-from typing import Any
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
 
 import psycopg
-import psycopg_pool
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus, abc
 
 from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.errors import ConfigurationError, DatabaseUnavailableError
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+R = TypeVar("R")
+
+_MAX_IDLE = 300.0  # seconds; load balancers forget a silent connection soon after (AWS: 350 s)
+_MAX_AGE = 3600.0  # seconds; a connection this old is replaced, so that a failover or a new address is noticed
 
 
 def parse_dsn(dsn: str) -> dict[str, Any]:
@@ -47,7 +55,7 @@ def connect(settings: DatabaseSettings) -> Connection:
     Raises DatabaseUnavailableError with libpq's reason, which names no password.
     """
     try:
-        return psycopg.connect(**_arguments(settings))
+        return _DeadlineConnection.connect(**_arguments(settings))
     except psycopg.Error as exc:
         raise DatabaseUnavailableError(_unreachable(settings, exc)) from exc
 
@@ -58,15 +66,13 @@ def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
         "connect_timeout": math.ceil(settings.connect_timeout),
         "tcp_user_timeout": math.ceil(settings.statement_timeout * 1000),
     }
-    return (
-        defaults
-        | parse_dsn(settings.dsn)
-        | {
-            "autocommit": True,
-            "client_encoding": "UTF8",
-            "prepare_threshold": None,
-        }
-    )
+    arguments: dict[str, Any] = defaults | parse_dsn(settings.dsn)
+    try:
+        arguments["connect_timeout"] = int(arguments["connect_timeout"])
+    except ValueError:
+        value = arguments["connect_timeout"]
+        raise ConfigurationError(f"connect_timeout in the DSN: {value!r} is no whole number of seconds") from None
+    return arguments | {"autocommit": True, "client_encoding": "UTF8", "prepare_threshold": None}
 
 
 def _unreachable(settings: DatabaseSettings, exc: BaseException | None) -> str:
@@ -74,98 +80,178 @@ def _unreachable(settings: DatabaseSettings, exc: BaseException | None) -> str:
     return f"PostgreSQL cannot be reached ({mask_dsn(settings.dsn) or 'libpq defaults'}): {reason}"
 
 
-def _discard_if_closed(connection: Connection) -> None:
-    """Fail for an idle connection that the server has closed; costs no round trip.
+class _DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection on which no call can outlast `deadline`, see `watchdog`."""
 
-    An idle connection has nothing to read, unless the server said good-bye.
-    """
-    readable, _, _ = select.select([connection.fileno()], [], [], 0)
-    if readable:
-        connection.pgconn.consume_input()  # raises OperationalError at end of file
+    deadline: float | None = None  # by time.monotonic
+    opened = 0.0
+    returned = 0.0
+
+    def wait(self, gen: Generator[Any, Any, R], *args: Any, **kwargs: Any) -> R:  # noqa: ANN401 - handed through to psycopg, whose versions differ
+        """Wait for the server, as every call of psycopg does; cut the socket when the deadline passes."""
+        return super().wait(gen if self.deadline is None else self._until(gen, self.deadline), *args, **kwargs)
+
+    def _until(self, gen: Generator[Any, Any, R], deadline: float) -> Generator[Any, Any, R]:
+        try:
+            state = next(gen)
+            while True:
+                ready = yield state  # psycopg comes back at least every 0.1 s, ready or not
+                if time.monotonic() >= deadline:
+                    _cut(self)
+                state = gen.send(ready)
+        except StopIteration as stop:
+            result: R = stop.value
+            return result
 
 
 class Connections:
-    """A bounded pool of connections; opens itself in the process that first borrows.
+    """A bounded pool of connections, which opens them where they are borrowed: in the caller's thread.
 
-    A forked child gets a pool of its own, and leaves the parent's connections untouched. The lock guards the choice
-    of the pool.
+    A forked child starts with an empty pool, and leaves the parent's connections untouched. The condition `_changed`
+    guards all other attributes and wakes those who wait for a connection.
     """
 
     def __init__(self, settings: DatabaseSettings, *, size: int) -> None:
         self.settings = settings
         self._arguments = _arguments(settings)
         self._size = size
-        self._lock = threading.Lock()
-        self._pool: psycopg_pool.ConnectionPool[Connection] | None = None
-        self._pid = os.getpid()
-        self._inherited: list[object] = []  # a parent's pools: closing them would close the parent's sockets
+        self._inherited: list[abc.PGconn] = []
         self._closed = False
-        self._last_error: BaseException | None = None
+        self._start_empty()
+        run_after_fork(self._forget_the_parents)
+
+    def _start_empty(self) -> None:
+        # A new condition, too: a thread that holds the old one at the fork does not exist in the child.
+        self._changed = threading.Condition()
+        self._free = self._size
+        self._idle: list[_DeadlineConnection] = []
+        self._lent: set[_DeadlineConnection] = set()
 
     @contextlib.contextmanager
     def borrow(self, timeout: float) -> Iterator[Connection]:
-        """Lend a connection; raise DatabaseUnavailableError when none can be had within `timeout` seconds."""
-        pool = self._open()
-        try:
-            connection = pool.getconn(timeout=timeout)
-        except (psycopg_pool.PoolTimeout, psycopg_pool.PoolClosed) as exc:
-            raise DatabaseUnavailableError(_unreachable(self.settings, self._last_error)) from exc
-        try:
-            yield connection
-        finally:
-            pool.putconn(connection)
+        """Lend a connection; raise DatabaseUnavailableError when none can be had within `timeout` seconds.
 
-    def close(self, timeout: float = 5.0) -> None:
-        """Close the pool; waits at most `timeout` seconds for its threads."""
-        with self._lock:
-            self._closed = True
-            pool, self._pool = self._pool, None
-        if pool is not None and self._pid == os.getpid():
-            pool.close(timeout=timeout)
-
-    def _open(self) -> psycopg_pool.ConnectionPool[Connection]:
-        with self._lock_after_fork():
+        That is at once when the server refuses: whether to try again, and when, is the caller's business. A
+        connection that comes back inside a transaction or broken is closed, not lent again.
+        """
+        deadline = time.monotonic() + timeout
+        changed = self._changed
+        with changed:
+            if not changed.wait_for(lambda: self._free > 0 or self._closed, timeout):
+                raise DatabaseUnavailableError(
+                    f"all {self._size} connections to PostgreSQL were busy for {timeout:.1f} seconds"
+                )
             if self._closed:
                 raise DatabaseUnavailableError("the connection pool is closed")
-            if self._pool is None:
-                self._pool = psycopg_pool.ConnectionPool(
-                    connection_class=self._connection_class(),
-                    kwargs=self._arguments,
-                    min_size=0,
-                    max_size=self._size,
-                    check=_discard_if_closed,
-                    # The default gives up for minutes after an outage; this one is back at once.
-                    reconnect_timeout=2.0,
-                    num_workers=min(self._size, 3),
-                    open=True,
-                )
-            return self._pool
+            self._free -= 1
+        connection = None
+        try:
+            connection = self._take_idle() or self._connect(deadline - time.monotonic())
+            yield connection
+        finally:
+            if changed is self._changed:  # not when the borrower itself forked
+                self._give_back(connection)
 
-    def _lock_after_fork(self) -> threading.Lock:
-        if self._pid != os.getpid():
-            # Another thread of the parent may have held the lock at the fork; the child has one thread here.
-            self._lock = threading.Lock()
-            self._pid = os.getpid()
-            if self._pool is not None:
-                self._inherited.append(self._pool)
-                self._pool = None
-        return self._lock
+    def close(self, timeout: float = 5.0) -> None:
+        """Close the pool: the idle connections now, those on loan when they come back.
 
-    def _connection_class(self) -> type[Connection]:
-        pool_owner = self
+        After `timeout` seconds those still on loan are cut, and their borrowers meet an OperationalError.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            idle, self._idle = self._idle, []
+            for connection in idle:
+                connection.close()
+            if not self._changed.wait_for(lambda: not self._lent, timeout):
+                for connection in self._lent:
+                    _cut(connection)
 
-        class RememberingConnection(psycopg.Connection[tuple[Any, ...]]):
-            """Keeps the reason of the last failure, which psycopg_pool only logs."""
+    def _take_idle(self) -> _DeadlineConnection | None:
+        while True:
+            with self._changed:
+                if not self._idle:
+                    return None
+                connection = self._idle.pop()
+                self._lent.add(connection)
+            if _is_usable(connection):
+                return connection
+            with self._changed:
+                self._lent.discard(connection)
+            connection.close()
 
-            @classmethod
-            def connect(cls, conninfo: str = "", **kwargs: Any) -> "RememberingConnection":  # noqa: ANN401 - psycopg's own signature is wider than we need
-                try:
-                    return super().connect(conninfo, **kwargs)
-                except psycopg.Error as exc:
-                    pool_owner._last_error = exc
-                    raise
+    def _connect(self, timeout: float) -> _DeadlineConnection:
+        own: int = self._arguments["connect_timeout"]
+        within = min(own, timeout) if own > 0 else timeout  # libpq: 0 and less mean for ever
+        try:
+            connection = _DeadlineConnection.connect(
+                **self._arguments | {"connect_timeout": max(math.ceil(within), 1)}  # psycopg makes it 2 at least
+            )
+        except psycopg.Error as exc:
+            raise DatabaseUnavailableError(_unreachable(self.settings, exc)) from exc
+        connection.opened = time.monotonic()
+        with self._changed:
+            self._lent.add(connection)
+        return connection
 
-        return RememberingConnection
+    def _give_back(self, connection: _DeadlineConnection | None) -> None:
+        with self._changed:
+            keep = (
+                connection is not None
+                and not self._closed
+                and not connection.closed
+                and connection.pgconn.transaction_status == TransactionStatus.IDLE
+            )
+            if connection is not None:
+                self._lent.discard(connection)
+                if keep:
+                    connection.returned = time.monotonic()
+                    self._idle.append(connection)
+            self._free += 1
+            self._changed.notify_all()
+        if connection is not None and not keep:
+            connection.close()
+
+    def _forget_the_parents(self) -> None:
+        for connection in [*self._idle, *self._lent]:
+            if not connection.closed:
+                # Closing the descriptor, unlike the connection, says nothing to the server, so the parent's goes on;
+                # and a backend does not outlive a parent that died because a child still holds its socket.
+                os.close(connection.fileno())
+            # libpq's handle is kept but never used again; without it psycopg's object complains to nobody.
+            self._inherited.append(connection.pgconn)
+            del connection.pgconn
+        self._start_empty()
+
+
+def _is_usable(connection: _DeadlineConnection) -> bool:
+    """Tell whether an idle connection is young and still open, without a round trip.
+
+    It has nothing to read unless the server said good-bye. What else may come unasked (a changed server setting) is
+    rare enough to pay for with a new connection.
+    """
+    now = time.monotonic()
+    if now - connection.opened > _MAX_AGE or now - connection.returned > _MAX_IDLE:
+        return False
+    poll = select.poll()  # not select(), which knows no descriptor above 1023
+    poll.register(connection.fileno(), select.POLLIN)
+    return not poll.poll(0)
+
+
+def run_after_fork(method: Callable[[], None]) -> None:
+    """Have `method` run in every child right after its fork, for as long as the method's object lives.
+
+    In the order of registration, so an object's own hook comes after those of the objects it was built from, and
+    before the hook by which the SDK's processors start their thread anew.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def run() -> None:
+        alive = reference()
+        if alive is not None:
+            alive()
+
+    os.register_at_fork(after_in_child=run)
 
 
 @contextlib.contextmanager
@@ -173,21 +259,23 @@ def watchdog(connection: Connection, seconds: float) -> Iterator[None]:
     """Cut the connection's socket after `seconds`, so that no call on it can hang for ever.
 
     A server that is stopped or unplugged answers no keepalive in time, and libpq waits; a socket that is shut down
-    frees the call at once, with an OperationalError.
+    frees the call at once, with an OperationalError. The connection must come from `connect` or a `Connections`.
     """
-    # A duplicate of our own: the connection may be closed, and its descriptor reused, before the time is up.
-    with socket.socket(fileno=os.dup(connection.fileno())) as endpoint:
-        timer = threading.Timer(seconds, _cut, [endpoint])
-        timer.name = "postgres-watchdog"
-        timer.daemon = True
-        timer.start()
+    if not isinstance(connection, _DeadlineConnection):
+        raise TypeError("watchdog needs a connection of connect() or Connections")
+    outer = connection.deadline
+    deadline = time.monotonic() + seconds
+    connection.deadline = deadline if outer is None else min(deadline, outer)
+    try:
+        yield
+    finally:
+        connection.deadline = outer
+
+
+def _cut(connection: _DeadlineConnection) -> None:
+    with contextlib.suppress(OSError, psycopg.Error):
+        endpoint = socket.socket(fileno=connection.fileno())
         try:
-            yield
+            endpoint.shutdown(socket.SHUT_RDWR)
         finally:
-            timer.cancel()
-            timer.join()
-
-
-def _cut(endpoint: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        endpoint.shutdown(socket.SHUT_RDWR)
+            endpoint.detach()  # libpq closes its descriptor itself
