@@ -1,0 +1,6 @@
+"""Telemetry in, binary COPY rows out."""
+
+from otel_pg_exporter.transcode.plan import Plan, compile_plan
+from otel_pg_exporter.transcode.wire import transcode
+
+__all__ = ["Plan", "compile_plan", "transcode"]
