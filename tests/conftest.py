@@ -17,15 +17,7 @@ import pytest
 
 from otel_pg_exporter.postgres.embedded import EmbeddedServer, find_binaries
 from otel_pg_exporter.postgres.embedded_binaries import debian_binaries
-
-FAST = {
-    "fsync": "off",
-    "full_page_writes": "off",
-    "max_connections": "200",
-    "max_wal_senders": "0",
-    "shared_buffers": "64MB",
-    "wal_level": "minimal",
-}
+from tests.support import FAST
 
 _numbers = itertools.count(1)
 

@@ -4,6 +4,16 @@ import threading
 import time
 from collections.abc import Callable
 
+# Settings of the PostgreSQL that tests run on: quick to start and to write, and not durable.
+FAST = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    "max_wal_senders": "0",
+    "shared_buffers": "64MB",
+    "wal_level": "minimal",
+}
+
 
 def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
     """Return as soon as the condition holds; fail when it still does not after `timeout` seconds."""

@@ -29,7 +29,7 @@ from otel_pg_exporter.postgres.embedded_binaries import (
     major_of,
     server_version,
 )
-from otel_pg_exporter.postgres.embedded_folder import OTHER_FOLDER, DataFolder
+from otel_pg_exporter.postgres.embedded_folder import OTHER_FOLDER, DataFolder, translated
 from otel_pg_exporter.postgres.embedded_process import HAS_PROC, POLL, Adopted, Child, Postmaster, read_postmaster_file
 
 __all__ = ["DATABASE", "USER", "EmbeddedServer", "default_data_dir", "find_binaries"]
@@ -123,15 +123,15 @@ class EmbeddedServer:
         """
         with self._lock:
             if self._postmaster is not None:
+                self._revive()
                 return self.dsn
-            account = choose_account(self._folder.pgdata)
+            with translated(self.data_dir):
+                account = choose_account(self._folder.path, self._folder.pgdata)
             self._folder.prepare(account)
             self._folder.lock()
             try:
                 if not self._adopt():
-                    binaries = self._usable_binaries(account)
-                    self._initialise(binaries, account)
-                    self._launch(binaries, account)
+                    self._launch(account)
                 self._create_database()
             except BaseException:
                 self._stop(timeout=10.0)
@@ -152,12 +152,7 @@ class EmbeddedServer:
         Raises EmbeddedServerError if it cannot be started; call again later then.
         """
         with self._lock:
-            if self._postmaster is None or not self._postmaster.wait(0):
-                return False
-            logger.warning("the embedded PostgreSQL died (process %d); starting it again", self._postmaster.pid)
-            account = choose_account(self._folder.pgdata)
-            self._launch(self._usable_binaries(account), account)
-            return True
+            return self._revive()
 
     def __enter__(self) -> Self:
         self.start()
@@ -166,19 +161,29 @@ class EmbeddedServer:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
 
+    def _revive(self) -> bool:
+        if self._postmaster is None or not self._postmaster.wait(0):
+            return False
+        logger.warning("the embedded PostgreSQL died (process %d); starting it again", self._postmaster.pid)
+        if not self._adopt():
+            self._launch(choose_account(self._folder.path, self._folder.pgdata))
+        return True
+
     def _usable_binaries(self, account: Account) -> Path:
         """Return programs that the account can run and that fit the data."""
         version_file = self._folder.pgdata / "PG_VERSION"
         major = major_of(version_file.read_text()) if version_file.exists() else None
         folder = self._binaries or find_binaries(major)
-        if major is not None and (found := server_version(folder)) and major_of(found) != major:
+        found = server_version(folder)
+        if major not in (None, major_of(found)):
             raise EmbeddedServerError(
                 f"the data in {self._folder.path} was written by PostgreSQL {major}, and {folder} is version {found}; "
                 f"use PostgreSQL {major}, or {OTHER_FOLDER}"
             )
         if account.can_run(folder / "postgres"):
             return folder
-        return copy_binaries(folder, self._folder.path)
+        with translated(self.data_dir):
+            return copy_binaries(folder, self._folder.path)
 
     def _initialise(self, binaries: Path, account: Account) -> None:
         """Run initdb, once."""
@@ -205,33 +210,39 @@ class EmbeddedServer:
         self._folder.keep_password(USER, password)
         fresh.rename(self._folder.pgdata)
 
-    def _launch(self, binaries: Path, account: Account) -> None:
+    def _launch(self, account: Account) -> None:
         """Start `postgres` and wait until it takes connections."""
+        binaries = self._usable_binaries(account)
+        self._initialise(binaries, account)
         deadline = time.monotonic() + self._start_timeout
         for attempt in range(1, _ATTEMPTS + 1):
             port = _free_port(self._port or self._folder.port)
-            log = self._folder.open_log(account)
-            try:
-                before = self._folder.log_size()
-                arguments = [f"--{name}={value}" for name, value in {**self._settings, "port": str(port)}.items()]
-                process = account.popen([binaries / "postgres", "-D", self._folder.pgdata, *arguments], output=log)
-            finally:
-                os.close(log)
-            self._postmaster = Child(process)
+            log_start = self._spawn(binaries, account, port)
             if self._becomes_ready(deadline):
                 self._port = self._folder.port = port
                 return
             # It ended. Its port was taken in between, or the backends of a killed server still hold its memory:
             # both pass. Everything else is final.
-            said = self._folder.log_since(before)
-            lingering = "shared memory" in said  # its own words, always English: we set LC_ALL=C
+            said = self._folder.log_since(log_start)
+            lingering = "shared memory" in said  # English on any machine: its locale is C
             if attempt == _ATTEMPTS or not (lingering or not _is_free(port)):
-                status = process.returncode
-                raise EmbeddedServerError(
-                    f"PostgreSQL did not start (exit status {status}); the end of {self._folder.log}:\n{said}"
-                )
+                raise EmbeddedServerError(f"PostgreSQL did not start; the end of {self._folder.log}:\n{said}")
             if lingering:
                 threading.Event().wait(POLL * attempt)
+
+    def _spawn(self, binaries: Path, account: Account, port: int) -> int:
+        """Run `postgres` as a child; return where in the log its words begin."""
+        settings = {**self._settings, "port": str(port)}
+        log = self._folder.open_log(account)
+        try:
+            log_start = self._folder.log_size()
+            command: list[str | Path] = [binaries / "postgres", "-D", self._folder.pgdata]
+            command += [f"--{key}={value}" for key, value in settings.items()]
+            process = account.popen(command, output=log)
+        finally:
+            os.close(log)
+        self._postmaster = Child(process)
+        return log_start
 
     def _becomes_ready(self, deadline: float) -> bool:
         """Wait for the child until it takes connections; tell False when it has ended instead."""

@@ -53,8 +53,10 @@ class Account:
         with self.popen(command, output=subprocess.PIPE) as process:
             try:
                 printed, _ = process.communicate(timeout=timeout)
-            except BaseException:
+            except BaseException as exc:
                 os.killpg(process.pid, signal.SIGKILL)  # with what it has started itself
+                if isinstance(exc, subprocess.TimeoutExpired):
+                    raise EmbeddedServerError(f"{command[0]} did not end within {timeout:g} s") from exc
                 raise
         return process.returncode, printed
 
@@ -76,10 +78,11 @@ class Account:
         return status == 0
 
 
-def choose_account(pgdata: Path) -> Account:
-    """Return the user to run PostgreSQL as: the owner of `pgdata` where that exists, so that it never changes.
+def choose_account(data_dir: Path, pgdata: Path) -> Account:
+    """Return the user to run PostgreSQL as: the owner of the data where that exists, so that it never changes.
 
-    As root, `pgdata` not being there yet, that is the first of `postgres` and `nobody` that exists.
+    As root, without data, that is the owner of the data folder if that is somebody else, or the first of `postgres`
+    and `nobody` that exists.
     """
     owner = pgdata.stat().st_uid if pgdata.exists() else None
     if os.geteuid() != 0:
@@ -95,6 +98,8 @@ def choose_account(pgdata: Path) -> Account:
             f"the data in {pgdata} belongs to root, and PostgreSQL refuses to run as root; give it to an "
             f"unprivileged user: chown -R {_UNPRIVILEGED[0]} {pgdata}"
         )
+    if owner is None and data_dir.exists():
+        owner = data_dir.stat().st_uid
     return _by_uid(owner) if owner else _first_unprivileged()
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from otel_pg_exporter.errors import EmbeddedServerError
@@ -24,21 +24,28 @@ _DEBIAN = Path("/usr/lib/postgresql")
 _NEEDED = ("postgres", "initdb")
 
 
-def find_binaries(major: int | None = None) -> Path:
+def find_binaries(major: int | None = None, *, folders: Iterable[Path] | None = None) -> Path:
     """Return the folder with `postgres` and `initdb` that is to be used.
 
-    The first of: the newest PostgreSQL in the package, the one on PATH, the newest in Debian's folders. With `major`,
-    the first of that major version, because data folders cannot be read by another one.
+    The first of `folders`, by default: the newest PostgreSQL in the package, the one on PATH, the newest in Debian's
+    folders. With `major`, the first of that major version, because data cannot be read by another one.
     """
-    found = [(folder, server_version(folder)) for folder in candidates()]
-    for folder, version in found:
+    unfit = []
+    for folder in candidates() if folders is None else folders:
+        try:
+            version = server_version(folder)
+        except EmbeddedServerError as exc:
+            unfit.append(str(exc))
+            continue
         if major is None or major_of(version) == major:
             return folder
-    if major is None or not found:
-        raise EmbeddedServerError(f"no PostgreSQL server found to run: {REMEDIES}")
-    installed = ", ".join(f"{version} in {folder}" for folder, version in found)
+        unfit.append(f"{version} in {folder}")
+    installed = "; ".join(unfit)
+    if major is None:
+        found = f" ({installed})" if unfit else ""
+        raise EmbeddedServerError(f"found no PostgreSQL server to run{found}: {REMEDIES}")
     raise EmbeddedServerError(
-        f"the data was written by PostgreSQL {major}, and only other versions are installed ({installed}); install "
+        f"the data was written by PostgreSQL {major}, which is not installed ({installed or 'nor any other'}); install "
         f"PostgreSQL {major}, or choose another data folder with --data-dir or OTEL_PG_EXPORTER_DATA_DIR"
     )
 
@@ -74,7 +81,7 @@ def server_version(folder: Path) -> str:
             [program, "--version"], capture_output=True, text=True, check=True, timeout=30
         ).stdout
     except (OSError, subprocess.SubprocessError) as exc:
-        raise EmbeddedServerError(f"{program} does not run ({exc}): {REMEDIES}") from exc
+        raise EmbeddedServerError(f"{program} does not run: {exc}") from exc
     match = re.search(r"\d+[.\w]*", answer)
     if match is None:
         raise EmbeddedServerError(f"{program} --version does not name a version: {answer.strip()!r}")

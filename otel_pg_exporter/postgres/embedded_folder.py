@@ -113,7 +113,7 @@ class DataFolder:
 
     def keep_password(self, user: str, password: str) -> None:
         """Write the passfile, whole or not at all."""
-        self._write("passfile.new", f"*:*:*:{user}:{password}\n")
+        self._write("passfile.new", f"127.0.0.1:*:*:{user}:{password}\n")
         with translated(self.path):
             (self.path / "passfile.new").rename(self.passfile)
 

@@ -30,6 +30,23 @@ class Postmaster(Protocol):
         """Send a signal; nothing happens if it has ended."""
 
 
+def _serves(pid: int, pgdata: Path) -> bool:
+    """Tell whether the process was started on this data; ids are used again, after a reboot by any program.
+
+    Its command line is asked, not its working directory, which root may not see in a container.
+    """
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    data = pgdata.stat()
+    for argument in arguments:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(Path(os.fsdecode(argument)).stat(), data):
+                return True
+    return False
+
+
 class Child:
     """A server that this process has started."""
 
@@ -65,14 +82,13 @@ class Adopted:
 
     @classmethod
     def of(cls, pid: int, pgdata: Path) -> "Adopted | None":
-        """Return the process if it lives and works in `pgdata`."""
+        """Return the process if it lives and serves `pgdata`."""
         try:
             descriptor = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
             os.kill(pid, 0)
-            # Ids are used again: after a reboot this may be any program.
-            if HAS_PROC and not Path(f"/proc/{pid}/cwd").samefile(pgdata):
-                return None
         except OSError:
+            return None
+        if HAS_PROC and not _serves(pid, pgdata):
             return None
         return cls(pid, descriptor)
 
