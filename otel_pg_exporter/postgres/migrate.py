@@ -1,0 +1,256 @@
+"""The migration runner: numbered SQL files and the mapping's promoted columns, in one transaction.
+
+A transaction that holds an advisory lock leaves nothing behind when it dies, and lets any number of replicas start at
+once: one migrates, the others wait and find nothing to do.
+"""
+
+import hashlib
+import re
+import threading
+from collections.abc import Mapping as Dictionary
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import IsolationLevel
+
+from otel_pg_exporter.config import DatabaseSettings
+from otel_pg_exporter.errors import DatabaseUnavailableError, SchemaError
+from otel_pg_exporter.mapping import Mapping
+from otel_pg_exporter.postgres.columns import (
+    add_columns,
+    comment_columns,
+    existing_columns,
+    identifier,
+    literal,
+    mapped_columns,
+    missing_columns,
+)
+from otel_pg_exporter.postgres.connection import Connection, connect
+
+# A waiting ALTER TABLE holds up every COPY behind it: rather many short waits than one long one.
+_ATTEMPTS = 20
+_LOCK_TIMEOUT = 1.0  # seconds
+_PAUSE = 0.5  # seconds between attempts, for the writers that queued up
+
+_MAX_IDENTIFIER = 63  # bytes; PostgreSQL cuts longer ones, and finds them no more
+_FILE = re.compile(r"(\d{4})_\w+\.sql")
+_PLACEHOLDER = re.compile(r"(?<!:):(schema|promoted_columns)\b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migration:
+    """One numbered SQL file, its placeholders not yet filled in."""
+
+    version: int
+    name: str
+    text: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the file, in hex."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def statements(self, schema: str, mapping: Mapping) -> str:
+        """Fill in the placeholders, and add the entry in schema_migrations."""
+        values = {
+            "schema": identifier(schema),
+            "promoted_columns": "".join(f"{each};\n" for each in add_columns(mapped_columns(mapping))),
+        }
+        return _PLACEHOLDER.sub(lambda match: values[match[1]], self.text) + (
+            f"\nINSERT INTO {identifier(schema)}.schema_migrations (version, name, checksum)"
+            f" VALUES ({self.version}, {literal(self.name)}, {literal(self.checksum)});\n"
+        )
+
+
+class _Applied(NamedTuple):
+    name: str
+    checksum: str
+
+
+def bundled() -> list[Migration]:
+    """Read the package's migrations, in order."""
+    found = [
+        # Text mode: a checkout with CRLF must not look like a changed file.
+        Migration(version=int(match[1]), name=entry.name, text=entry.read_text(encoding="utf-8"))
+        for entry in resources.files("otel_pg_exporter.migrations").iterdir()
+        if (match := _FILE.fullmatch(entry.name))
+    ]
+    return sorted(found, key=lambda migration: migration.version)
+
+
+def migrate(settings: DatabaseSettings, mapping: Mapping) -> list[str]:
+    """Create or update the tables; return the names of the files and columns that were applied.
+
+    Any number of processes may call it at once. Columns are added online: the wait for their lock is short, and tried
+    again. Raises SchemaError, after which the database is as it was, and DatabaseUnavailableError.
+    """
+    if not settings.schema or "\0" in settings.schema or len(settings.schema.encode()) > _MAX_IDENTIFIER:
+        raise SchemaError(f"the schema's name must have 1 to {_MAX_IDENTIFIER} bytes: {settings.schema!r}")
+    pause = threading.Event()
+    with connect(settings) as connection:
+        # Not the user's default: behind the advisory lock, we must see what the one before us has done.
+        connection.isolation_level = IsolationLevel.READ_COMMITTED
+        connection.read_only = False
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                with connection.transaction():
+                    return _migrate(connection, settings, mapping)
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as exc:
+                if attempt == _ATTEMPTS:
+                    raise SchemaError(
+                        f"schema {settings.schema} is not migrated: its tables stayed locked through {_ATTEMPTS} "
+                        "attempts; end long transactions (pg_stat_activity shows them) and run it again"
+                    ) from exc
+            except psycopg.Error as exc:
+                raise _translated(exc, settings.schema) from exc
+            pause.wait(_PAUSE)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _migrate(connection: Connection, settings: DatabaseSettings, mapping: Mapping) -> list[str]:
+    schema = settings.schema
+    _execute(connection, "SET LOCAL statement_timeout = 0")
+    # Whoever holds the advisory lock may be at work for a while; for its tables' locks we must not queue as long.
+    _execute(connection, f"SET LOCAL lock_timeout = '{settings.lock_timeout}s'")
+    _execute(connection, _lock(schema))
+    _execute(connection, f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}s'")
+    encoding = connection.execute("SHOW server_encoding").fetchall()[0][0]
+    if encoding != "UTF8":
+        raise SchemaError(f"the database's encoding is {encoding}; telemetry needs one with UTF8")
+    _execute(connection, _prologue(schema))
+
+    pending = _pending(_applied(connection, schema), schema)
+    for migration in pending:
+        _execute(connection, migration.statements(schema, mapping))
+
+    columns = mapped_columns(mapping)
+    added = missing_columns(columns, existing_columns(connection, schema))
+    if lost := [f"{each.table}.{each.name}" for each in added if not each.promoted]:
+        raise SchemaError(f"columns that the migrations made are gone: {', '.join(lost)}; restore the tables")
+    for statement in add_columns(added):
+        _execute(connection, statement)
+    if added:
+        _execute(connection, "SELECT follow_promoted_columns()")
+    existing = existing_columns(connection, schema)
+    outdated = [each for each in columns if existing[each.table, each.name].comment != each.comment]
+    for statement in comment_columns(outdated):
+        _execute(connection, statement)
+    return [migration.name for migration in pending] + [f"column {each.table}.{each.name}" for each in added]
+
+
+def render(schema: str, mapping: Mapping) -> str:
+    """Write the DDL of a fresh schema as one script, for a DBA's psql; afterwards `check` is content."""
+    parts = [
+        "-- Tables of otel-pg-exporter, for a database without them. One transaction: all of it, or nothing.",
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;",
+        "SET LOCAL client_encoding = 'UTF8';",
+        _lock(schema) + ";",
+        _prologue(schema),
+        *(f"-- {migration.name}\n\n{migration.statements(schema, mapping)}" for migration in bundled()),
+        "-- Comments from the mapping",
+        "".join(f"{statement};\n" for statement in comment_columns(mapped_columns(mapping))),
+        "COMMIT;",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def check(connection: Connection, schema: str, mapping: Mapping) -> None:
+    """Compare the database with this package and its mapping; raise SchemaError, which says what to do.
+
+    Needs SELECT on schema_migrations, and changes nothing.
+    """
+    try:
+        tables = connection.execute(
+            "SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+            " WHERE n.nspname = %s AND c.relname = 'schema_migrations'",
+            [schema],
+        ).fetchall()
+        if not tables:
+            raise SchemaError(f"the database has no schema {schema} with our tables: run `otel-pg-exporter migrate`")
+        pending = _pending(_applied(connection, schema), schema)
+        missing = missing_columns(mapped_columns(mapping), existing_columns(connection, schema))
+    except psycopg.Error as exc:
+        raise _translated(exc, schema) from exc
+    if pending:
+        raise SchemaError(
+            f"schema {schema} is older than this package: it lacks {', '.join(each.name for each in pending)}; "
+            "run `otel-pg-exporter migrate`"
+        )
+    if missing:
+        raise SchemaError(
+            f"schema {schema} lacks columns that the mapping declares: "
+            f"{', '.join(f'{each.table}.{each.name}' for each in missing)}; run `otel-pg-exporter migrate`"
+        )
+
+
+def _lock(schema: str) -> str:
+    return f"SELECT pg_advisory_xact_lock(hashtextextended({literal('otel-pg-exporter migrate ' + schema)}, 0))"
+
+
+def _prologue(schema: str) -> str:
+    """Write what comes before the files: the search_path, the schema, the bookkeeping."""
+    name = identifier(schema)
+    # CREATE SCHEMA IF NOT EXISTS would ask for CREATE on the database even where the schema is there.
+    return f"""\
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL client_min_messages = warning;
+SET LOCAL search_path = {name};
+DO $prologue$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = {literal(schema)}) THEN
+        EXECUTE format('CREATE SCHEMA %I', {literal(schema)});
+        EXECUTE format('COMMENT ON SCHEMA %I IS %L', {literal(schema)}, 'OpenTelemetry traces and logs.');
+    END IF;
+END
+$prologue$;
+CREATE TABLE IF NOT EXISTS {name}.schema_migrations (
+    version int4 PRIMARY KEY,
+    name text NOT NULL,
+    checksum text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE {name}.schema_migrations IS 'The SQL files that made these tables; otel-pg-exporter keeps it.';
+COMMENT ON COLUMN {name}.schema_migrations.version IS 'Number of the file.';
+COMMENT ON COLUMN {name}.schema_migrations.name IS 'Name of the file.';
+COMMENT ON COLUMN {name}.schema_migrations.checksum IS 'SHA-256 of the file, in hex.';
+COMMENT ON COLUMN {name}.schema_migrations.applied_at IS 'When it was applied.';
+"""
+
+
+def _applied(connection: Connection, schema: str) -> dict[int, _Applied]:
+    rows = _execute(connection, f"SELECT version, name, checksum FROM {identifier(schema)}.schema_migrations")
+    return {version: _Applied(name, checksum) for version, name, checksum in rows}
+
+
+def _pending(applied: Dictionary[int, _Applied], schema: str) -> list[Migration]:
+    """Return the migrations yet to be applied; raise SchemaError when those applied are not ours."""
+    ours = {migration.version: migration for migration in bundled()}
+    if unknown := sorted(applied.keys() - ours.keys()):
+        raise SchemaError(
+            f"schema {schema} is newer than this package: it has {applied[unknown[-1]].name}, and this package ends "
+            f"with {ours[max(ours)].name}; upgrade otel-pg-exporter"
+        )
+    for version, found in sorted(applied.items()):
+        if found.checksum != ours[version].checksum:
+            raise SchemaError(
+                f"migration {found.name} of schema {schema} differs from this package's {ours[version].name} "
+                f"(checksum {found.checksum[:12]} in the database, {ours[version].checksum[:12]} here): install the "
+                "package that made the schema, or an official release"
+            )
+    return [migration for version, migration in ours.items() if version not in applied]
+
+
+def _translated(error: psycopg.Error, schema: str) -> SchemaError | DatabaseUnavailableError:
+    reason = error.diag.message_primary or str(error)
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return SchemaError(f"schema {schema}: {reason}; docs/roles.md lists what each role needs")
+    if isinstance(error, psycopg.OperationalError):
+        return DatabaseUnavailableError(f"schema {schema}: {reason}")
+    return SchemaError(f"schema {schema}: {reason} ({error.sqlstate})")
+
+
+def _execute(connection: Connection, statements: str) -> psycopg.Cursor[tuple[Any, ...]]:
+    """Run SQL that we have written ourselves, several statements in one go where there are."""
+    return connection.execute(statements.encode())
