@@ -61,7 +61,8 @@ def test_an_unprivileged_user_runs_it_too(nobody: Account, binaries: Path, open_
     reachable = binaries if nobody.can_run(binaries / "postgres") else copy_binaries(binaries, open_folder)
     home, unwritable, foreign = open_folder / "home", open_folder / "unwritable", open_folder / "foreign"
     for folder in (home, unwritable, foreign, foreign / "pgdata"):
-        folder.mkdir(mode=0o755)
+        folder.mkdir()
+        folder.chmod(0o755)  # whatever the umask
     os.chown(home, nobody.uid, nobody.gid)
     printed = subprocess.check_output(
         [sys.executable, "-c", UNPRIVILEGED, nobody.name, reachable, home / "data", unwritable / "data", foreign],

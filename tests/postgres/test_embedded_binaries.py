@@ -20,7 +20,8 @@ from tests.support import FAST
 
 
 def programs(folder: Path, version: str, initdb: str = "exit 0") -> Path:
-    """Make a folder with stand-ins for the programs: a real PostgreSQL of any version is not at hand."""
+    """Fill a folder with stand-ins for the programs: a real PostgreSQL of any version is not at hand."""
+    folder.chmod(0o755)
     for name, script in {"postgres": f"echo 'postgres (PostgreSQL) {version}'", "initdb": initdb}.items():
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / name).chmod(0o755)

