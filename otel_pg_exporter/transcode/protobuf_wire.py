@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-MAX_LEVEL = 100
-"""How deep protobuf lets messages nest, counted from the request."""
+from otel_pg_exporter.transcode.values import MAX_LEVEL
 
 _VARINT, _FIXED64, _DELIMITED, _GROUP, _GROUP_END, _FIXED32 = range(6)
 _MAX_TAG = 2**32 - 1

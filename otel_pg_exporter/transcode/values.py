@@ -19,6 +19,14 @@ from otel_pg_exporter.model import Anomaly
 INT2_MIN, INT2_MAX = -(2**15), 2**15 - 1
 INT8_MIN, INT8_MAX = -(2**63), 2**63 - 1
 
+MAX_LEVEL = 100
+"""How deep protobuf lets messages nest, counted from the request."""
+
+# The level of an AnyValue: how many messages lie between the request and it, itself included.
+RESOURCE_LEVEL = 4  # ResourceSpans > Resource > KeyValue > AnyValue
+BODY_LEVEL = 4  # ResourceLogs > ScopeLogs > LogRecord > AnyValue
+ITEM_LEVEL = 5  # ResourceSpans > ScopeSpans > Span, LogRecord or scope > KeyValue > AnyValue
+EVENT_LEVEL = 6  # ResourceSpans > ScopeSpans > Span > Event or Link > KeyValue > AnyValue
 TRACE_ID_BYTES = 16
 SPAN_ID_BYTES = 8
 NS_PER_MINUTE = 60_000_000_000
@@ -29,6 +37,8 @@ _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _REPLACEMENT = "\ufffd"
 _NUL_IN_JSON = "\\u0000"  # jsonb refuses it
 _MAX_DECIMAL_BITS = 1024  # CPython refuses to spell much longer integers in decimal
+
+_SCALARS = frozenset({bool, bytes, float, int, str, type(None)})
 
 _OPTIONS: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
 _dumps = json.JSONEncoder(**_OPTIONS).encode
@@ -172,7 +182,7 @@ def repair(value: Any) -> tuple[Any, int]:  # noqa: ANN401, PLR0911 - a value tr
             return text, 0 if text is value else Anomaly.TEXT_REPAIRED
         case int():
             # Only an SDK can hand over more than int64; jsonb keeps it exactly.
-            return (value if value.bit_length() <= _MAX_DECIMAL_BITS else hex(value)), 0
+            return (value if value.bit_length() <= _MAX_DECIMAL_BITS else spell_integer(value)), 0
         case float():
             return (value, 0) if math.isfinite(value) else (non_finite(value), Anomaly.NON_FINITE)
         case bytes():
@@ -184,6 +194,24 @@ def repair(value: Any) -> tuple[Any, int]:  # noqa: ANN401, PLR0911 - a value tr
             return [element for element, _ in pairs], union(bits for _, bits in pairs)
         case _:
             return repair(str(value))
+
+
+def spell_integer(value: int) -> str:
+    """Spell an integer as a string, however long it is."""
+    return str(value) if value.bit_length() <= _MAX_DECIMAL_BITS else hex(value)
+
+
+def nests_too_deep(value: object, level: int) -> bool:
+    """Say whether protobuf refuses a value for its nesting; `level` is the level of its AnyValue."""
+    if type(value) in _SCALARS or isinstance(value, str | bytes):
+        return False
+    if isinstance(value, Mapping):  # AnyValue > KeyValueList > KeyValue > AnyValue
+        return level + (3 if value else 1) > MAX_LEVEL or any(
+            nests_too_deep(inner, level + 3) for inner in value.values()
+        )
+    if isinstance(value, Sequence):  # AnyValue > ArrayValue > AnyValue
+        return level + (2 if value else 1) > MAX_LEVEL or any(nests_too_deep(inner, level + 2) for inner in value)
+    return False
 
 
 def non_finite(value: float) -> str:
