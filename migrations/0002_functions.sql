@@ -84,7 +84,7 @@ AS $body$
     WHERE NOT EXISTS (
         SELECT FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
         WHERE i.inhparent = parent
-            AND c.relname = (SELECT relname FROM pg_class WHERE oid = parent) || to_char(wanted.day, '"_p"YYYYMMDD')
+            AND c.relname = (SELECT relname FROM pg_class WHERE oid = parent) || to_char(wanted.day::timestamp, '"_p"YYYYMMDD')
     )
     ORDER BY wanted.day
 $body$;
@@ -95,10 +95,10 @@ CREATE FUNCTION create_partition(parent text, time_column text, what text, day d
     SET search_path = :schema, pg_temp
 AS $body$
 DECLARE
-    part constant text := parent || to_char(day, '"_p"YYYYMMDD');
+    part constant text := parent || to_char(day::timestamp, '"_p"YYYYMMDD');
     -- Spelled out with an offset, so that neither TimeZone nor DateStyle of the session has a say.
-    first constant text := to_char(day, 'YYYY-MM-DD') || ' 00:00:00+00';
-    after constant text := to_char(day + 1, 'YYYY-MM-DD') || ' 00:00:00+00';
+    first constant text := to_char(day::timestamp, 'YYYY-MM-DD') || ' 00:00:00+00';
+    after constant text := to_char((day + 1)::timestamp, 'YYYY-MM-DD') || ' 00:00:00+00';
     columns text;
 BEGIN
     -- The CHECK repeats the partition's bounds, which spares ATTACH a scan.
@@ -107,7 +107,7 @@ BEGIN
         ' WITH (autovacuum_freeze_min_age = 0, autovacuum_analyze_scale_factor = 0.05)',
         part, parent, time_column, first, after
     );
-    EXECUTE format('COMMENT ON TABLE %I IS %L', part, format('%s of %s (UTC).', what, to_char(day, 'YYYY-MM-DD')));
+    EXECUTE format('COMMENT ON TABLE %I IS %L', part, format('%s of %s (UTC).', what, to_char(day::timestamp, 'YYYY-MM-DD')));
     SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) INTO columns
         FROM pg_attribute WHERE attrelid = parent::regclass AND attnum > 0 AND NOT attisdropped;
     EXECUTE format(
@@ -130,7 +130,7 @@ AS $body$
 DECLARE
     first_allowed constant date := '1971-01-01';
     last_allowed constant date := (now() AT TIME ZONE 'UTC')::date + 400;
-    most_days constant int := 400;
+    most_days constant int := 60; -- more would crowd the server's lock table
     -- Below deadlock_timeout's default of 1 s: whoever meets us in the opposite order, we are the one that gives up.
     longest_wait constant int := 800;
     -- What `lock_timeout` was: this function must not change it for the rest of the caller's transaction.
@@ -209,7 +209,7 @@ DECLARE
     next_to timestamptz;
     probe_from timestamptz;
     probe_to timestamptz;
-    step interval := '1 hour';
+    step interval := '10 minutes';
 BEGIN
     -- Outliers (time 0, far future) lie in DEFAULT, the one partition with an index on trace_id.
     RETURN QUERY SELECT d.* FROM spans_default AS d WHERE d.trace_id = trace_spans.trace_id;

@@ -19,7 +19,7 @@ BEGIN
             ' JOIN pg_class AS c ON c.oid = a.attrelid LEFT JOIN pg_inherits AS i ON i.inhrelid = c.oid'
             ' WHERE coalesce(i.inhparent, c.oid) IN (''spans''::regclass, ''logs''::regclass, ''resources''::regclass,'
             ' ''dead_letters''::regclass) AND c.relkind IN (''r'', ''p'') AND a.attnum > 0 AND NOT a.attisdropped'
-            ' AND a.attcompression <> ''l'' AND (a.atttypid = ''jsonb''::regtype OR a.attname IN (''body'', ''otlp''))'
+            ' AND a.attcompression <> ''l'' AND a.attstorage IN (''x'', ''m'')'
         LOOP
             EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET COMPRESSION lz4', target.relation, target.name);
         END LOOP;

@@ -10,7 +10,7 @@ from otel_pg_exporter.postgres.connection import Connection
 
 _logger = logging.getLogger(__name__)
 
-_MAX_DAYS = 400  # that ensure_partitions() takes in one call
+_DAYS_A_CALL = 30  # writers wait while a call creates partitions (some 15 ms a day), so none may take long
 
 
 def ensure_partitions(
@@ -61,10 +61,10 @@ def _ensure(connection: Connection, schema: str, first: int, last: int, lock_tim
 
 
 def _ranges(days: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Group days to ranges without gaps, none longer than one call takes."""
+    """Group days to ranges without gaps, none longer than one call is to take."""
     wanted = sorted(set(days))
     start = 0
     for index in range(1, len(wanted) + 1):
-        if index == len(wanted) or wanted[index] != wanted[index - 1] + 1 or index - start == _MAX_DAYS:
+        if index == len(wanted) or wanted[index] != wanted[index - 1] + 1 or index - start == _DAYS_A_CALL:
             yield wanted[start], wanted[index - 1]
             start = index
