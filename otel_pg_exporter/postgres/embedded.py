@@ -189,6 +189,7 @@ class EmbeddedServer:
         """Run initdb, once."""
         if self._folder.pgdata.exists():
             return
+        account.require_name()
         logger.info("creating the embedded PostgreSQL in %s", self._folder.path)
         locale = ["--no-locale"]
         if major_of(server_version(binaries)) >= _BUILTIN_LOCALES:

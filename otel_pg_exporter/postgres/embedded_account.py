@@ -60,6 +60,16 @@ class Account:
                 raise
         return process.returncode, printed
 
+    def require_name(self) -> None:
+        """Raise an error with a remedy where this user has no name, as in containers: initdb refuses to run then."""
+        try:
+            pwd.getpwuid(self.uid)
+        except KeyError as exc:
+            raise EmbeddedServerError(
+                f"user id {self.uid} has no name on this machine, and initdb refuses to run without one; add it to "
+                "/etc/passwd, run as another user, or name a running PostgreSQL with --dsn or OTEL_PG_EXPORTER_DSN"
+            ) from exc
+
     def can_enter(self, folder: Path) -> bool:
         """Tell whether the path down to this folder, and the folder itself, can be entered.
 

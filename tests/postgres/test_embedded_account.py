@@ -112,7 +112,8 @@ def test_programs_in_a_closed_folder_are_copied_next_to_the_data(tmp_path: Path,
     closed = copy_binaries(source, tmp_path)
     tmp_path.chmod(0o700)
     with EmbeddedServer(open_folder, binaries=closed, settings=FAST) as server:
-        assert Path(f"/proc/{server.pid}/exe").readlink().is_relative_to(open_folder)
+        program = Path(f"/proc/{server.pid}/cmdline").read_bytes().split(b"\0")[0]
+        assert Path(program.decode()).is_relative_to(open_folder)
         with psycopg.connect(server.dsn) as connection:
             connection.execute("SELECT now() AT TIME ZONE 'Europe/Berlin', 'ä' ~ '[[:alpha:]]'")
 
@@ -135,6 +136,12 @@ def test_data_of_roots_is_refused_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "pgdata").mkdir()
     with pytest.raises(EmbeddedServerError, match=r"belongs to root, and PostgreSQL refuses to run as root; .*chown"):
         choose_account(tmp_path, tmp_path / "pgdata")
+
+
+def test_a_user_without_a_name_is_told_that_initdb_needs_one() -> None:
+    nameless = Account(name="3999999999", uid=3_999_999_999, gid=0, switch=False)
+    with pytest.raises(EmbeddedServerError, match=r"3999999999 has no name .*initdb .*/etc/passwd.*--dsn"):
+        nameless.require_name()
 
 
 @as_root
