@@ -1,0 +1,162 @@
+"""Requests merged into one batch: rows sorted by key, doubles attached to their survivor, outcomes taken apart again.
+
+A row is named by its position in the merged batch, a plain int.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import chain, repeat
+from typing import TypeVar
+
+from otel_pg_exporter.model import Anomaly, Outcome, Rejection, RowBatch, Signal, SpanFacts
+
+T = TypeVar("T")
+
+_MESSAGE_LIMIT = 1000  # characters of `partial_success.error_message`
+_REASONS_SHOWN = 3
+
+
+class Merged:
+    """Several requests of one signal, to be written in one transaction.
+
+    Rows of spans are in key order: it is the order of locks, and the one that the index likes best.
+    """
+
+    def __init__(self, batches: Sequence[RowBatch]) -> None:
+        self.signal: Signal = batches[0].signal
+        self.batches = batches
+        self.rows: list[bytes] = _concatenated(batch.rows for batch in batches)
+        self.keys: list[bytes] = _concatenated(batch.keys for batch in batches)
+        self.facts: list[SpanFacts] = _concatenated(batch.facts for batch in batches)
+        self.resource_ids: list[bytes] = _concatenated(batch.resource_ids for batch in batches)
+        self.owners: list[int] = _concatenated(repeat(i, len(batch.rows)) for i, batch in enumerate(batches))
+        self.items: list[int] = _concatenated(batch.items for batch in batches)
+        self.resources: dict[bytes, bytes] = dict(chain.from_iterable(batch.resources.items() for batch in batches))
+        self.days: frozenset[int] = frozenset().union(*(batch.days for batch in batches))
+        self.survivors: list[int]
+        self.doubles: dict[int, list[int]] = {}  # survivor to the other rows with its key
+        self._group_of: dict[int, int] | None = None  # double to survivor, made when first asked for
+        self._sort()
+
+    def _sort(self) -> None:
+        if not self.keys:
+            self.survivors = list(range(len(self.rows)))
+            return
+        order = sorted(range(len(self.keys)), key=self.keys.__getitem__)
+        survivors = self.survivors = order[:1]
+        for row in order[1:]:
+            if self.keys[row] == self.keys[survivors[-1]]:
+                self.doubles.setdefault(survivors[-1], []).append(row)
+            else:
+                survivors.append(row)
+
+    def alternatives(self, row: int) -> list[int]:
+        """List all rows that share `row`'s key, in the order in which they may take each other's place."""
+        if self.doubles and self._group_of is None:
+            self._group_of = {double: survivor for survivor, rows in self.doubles.items() for double in rows}
+        survivor = row if self._group_of is None else self._group_of.get(row, row)
+        return [survivor, *self.doubles.get(survivor, ())]
+
+    def repairs(self) -> Mapping[Anomaly, int]:
+        """Add up what was repaired in all requests."""
+        total: Counter[Anomaly] = Counter()
+        for batch in self.batches:
+            total.update(batch.repairs)
+        return total
+
+
+class Tally:
+    """What became of each row of a `Merged` batch, in one attempt to write it."""
+
+    def __init__(self, merged: Merged) -> None:
+        self._merged = merged
+        self.stored: list[int] = []
+        self.rejected: dict[int, Rejection] = {}
+        self.replayed: dict[int, Outcome] = {}  # index of a request that was committed before, to its answer
+        self.coalesced: dict[int, int] = {}  # index of a request to that of an equal one in the same batch
+
+    def candidates(self) -> list[int]:
+        """List one row a key that may still be stored, in the order of locks."""
+        merged = self._merged
+        if not (self.rejected or self.replayed or self.coalesced):
+            return merged.survivors
+        skipped = self.replayed.keys() | self.coalesced.keys()
+        chosen = (
+            next((row for row in merged.alternatives(survivor) if row not in self.rejected), None)
+            for survivor in merged.survivors
+            if merged.owners[survivor] not in skipped
+        )
+        return [row for row in chosen if row is not None]
+
+    def store(self, candidates: Iterable[int], inserted: AbstractSet[bytes] | None = None) -> None:
+        """Note that of `candidates` those with an `inserted` key are stored; None: all of them."""
+        if inserted is None:
+            self.stored.extend(candidates)
+        else:
+            keys = self._merged.keys
+            self.stored.extend(row for row in candidates if keys[row] in inserted)
+
+    def reject(self, row: int, reason: str, sqlstate: str | None) -> None:
+        """Note that PostgreSQL refuses one row."""
+        self.rejected[row] = Rejection(item=self._merged.items[row], reason=reason, sqlstate=sqlstate)
+
+    def rejections(self, index: int) -> list[Rejection]:
+        """List what request `index` lost: in transcoding, then in PostgreSQL."""
+        own = [each for row, each in self.rejected.items() if self._merged.owners[row] == index]
+        return [*self._merged.batches[index].rejected, *own]
+
+    def outcomes(self) -> list[Outcome]:
+        """Answer each request."""
+        answers = self._own_outcomes()
+        for index, first in self.coalesced.items():
+            rejected = answers[first].rejected
+            answers[index] = Outcome(
+                duplicate=self._merged.batches[index].item_count - rejected,
+                rejected=rejected,
+                error_message=answers[first].error_message,
+            )
+        return answers
+
+    def _own_outcomes(self) -> list[Outcome]:
+        merged = self._merged
+        stored = Counter(merged.owners[row] for row in self.stored)
+        conflicts = Counter(
+            merged.owners[double]
+            for survivor, doubles in merged.doubles.items()
+            for double in doubles
+            if merged.rows[double] != merged.rows[survivor] and double not in self.rejected
+        )
+        answers = []
+        for index, batch in enumerate(merged.batches):
+            if index in self.replayed:
+                answers.append(self.replayed[index])
+                continue
+            rejections = self.rejections(index)
+            answers.append(
+                Outcome(
+                    stored=stored[index],
+                    duplicate=batch.item_count - stored[index] - len(rejections),
+                    duplicate_conflict=conflicts[index],
+                    rejected=len(rejections),
+                    error_message=rejection_message(batch, rejections),
+                )
+            )
+        return answers
+
+
+def rejection_message(batch: RowBatch, rejections: Sequence[Rejection]) -> str:
+    """Say in one line how many items were refused and why; empty when none was."""
+    if not rejections:
+        return ""
+    first: dict[str, int] = {}
+    for each in sorted(rejections, key=lambda rejection: rejection.item):
+        first.setdefault(each.reason, each.item)
+    shown = "; ".join(f"item {item}: {reason}" for reason, item in list(first.items())[:_REASONS_SHOWN])
+    more = f"; and {len(first) - _REASONS_SHOWN} other reasons" if len(first) > _REASONS_SHOWN else ""
+    text = f"{len(rejections)} of {batch.item_count} {batch.signal.items} refused: {shown}{more}"
+    return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 1] + "…"
+
+
+def _concatenated(parts: Iterable[Iterable[T]]) -> list[T]:
+    return list(chain.from_iterable(parts))

@@ -1,0 +1,89 @@
+"""What a batch of spans adds to `traces`: one aggregate a trace, summed over the spans really inserted."""
+
+import struct
+from collections.abc import Iterable
+
+from otel_pg_exporter.model import SpanFacts
+from otel_pg_exporter.postgres.statements import Array, arrays, trace_types
+
+# A hostile sender could name millions of services in one trace. The smallest names win, which keeps the merge
+# commutative and associative; `merge_service_names` in the database cuts alike.
+MAX_SERVICE_NAMES = 100
+
+_INT8 = struct.Struct("!q")
+
+
+class TraceAggregate:
+    """The contribution of one batch to one trace."""
+
+    __slots__ = ("end", "errors", "root", "service_names", "spans", "start", "sums")
+
+    def __init__(self, facts: SpanFacts) -> None:
+        self.start = facts.start
+        self.end = facts.end
+        self.spans = 0
+        self.errors = 0
+        self.root: SpanFacts | None = None
+        self.service_names: set[str] = set()
+        self.sums: list[int | None] = [None] * len(facts.sums)
+
+    def add(self, facts: SpanFacts) -> None:
+        """Add one span."""
+        self.start = min(self.start, facts.start)
+        self.end = max(self.end, facts.end)
+        self.spans += 1
+        self.errors += facts.error
+        if facts.root and (self.root is None or (facts.start, facts.span_id) < (self.root.start, self.root.span_id)):
+            self.root = facts
+        if facts.service_name is not None:
+            self.service_names.add(facts.service_name)
+        for index, tokens in enumerate(facts.sums):
+            if tokens is not None:
+                self.sums[index] = (self.sums[index] or 0) + tokens
+
+
+def aggregate(facts: Iterable[SpanFacts]) -> dict[bytes, TraceAggregate]:
+    """Sum spans up by trace id."""
+    traces: dict[bytes, TraceAggregate] = {}
+    for each in facts:
+        trace = traces.get(each.trace_id)
+        if trace is None:
+            trace = traces[each.trace_id] = TraceAggregate(each)
+        trace.add(each)
+    return traces
+
+
+def parameters(traces: dict[bytes, TraceAggregate], sum_count: int) -> list[Array]:
+    """Turn aggregates into the parameters of `statements.upsert_traces`, sorted by trace id.
+
+    The order is the order in which rows are locked: writers that meet on the same traces would else deadlock.
+    """
+    return arrays(trace_types(sum_count), [_row(trace_id, traces[trace_id]) for trace_id in sorted(traces)])
+
+
+def _row(trace_id: bytes, trace: TraceAggregate) -> list[bytes | None]:
+    root = trace.root
+    return [
+        trace_id,
+        _INT8.pack(trace.start),
+        _INT8.pack(trace.end),
+        _INT8.pack(trace.spans),
+        _INT8.pack(trace.errors),
+        root and root.span_id,
+        None if root is None else _INT8.pack(root.start),
+        _text(root and root.name),
+        _text(root and root.service_name),
+        _array_literal(trace.service_names).encode(),
+        *(_text(None if total is None else str(total)) for total in trace.sums),
+    ]
+
+
+def _text(value: str | None) -> bytes | None:
+    return None if value is None else value.encode()
+
+
+def _array_literal(values: Iterable[str]) -> str:
+    quoted = (
+        '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in sorted(values)[:MAX_SERVICE_NAMES]
+    )
+    return "{" + ",".join(quoted) + "}"

@@ -1,0 +1,301 @@
+"""One attempt to write a merged batch: one transaction, from BEGIN to COMMIT.
+
+Rows are locked in one order everywhere: resources, ledger, spans or logs, traces, dead letters, each sorted by key.
+Writers that keep to it cannot deadlock.
+"""
+
+import contextlib
+import datetime as dt
+import enum
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from otel_pg_exporter.config import DatabaseSettings
+from otel_pg_exporter.mapping import Mapping as ColumnMapping
+from otel_pg_exporter.model import ColumnType, Outcome, Signal
+from otel_pg_exporter.postgres import statements, traces
+from otel_pg_exporter.postgres.connection import Connection
+from otel_pg_exporter.postgres.isolation import Isolation
+from otel_pg_exporter.postgres.merge import Merged, Tally, rejection_message
+from otel_pg_exporter.postgres.sqlstate import Verdict, classify, reason
+from otel_pg_exporter.transcode.copy_format import control_row
+
+
+class Method(enum.Enum):
+    """How rows go into their table, from the quickest to the most forgiving."""
+
+    COPY = "copy"  # straight into the table; fails when a row is bad or already there
+    INSERT = "insert"  # around the rows that are there; fails when a row is bad
+    ISOLATE = "isolate"  # around duplicates and bad rows
+
+
+class Statements:
+    """Every statement of the write path, compiled once for a schema and a mapping."""
+
+    def __init__(self, settings: DatabaseSettings, mapping: ColumnMapping) -> None:
+        schema = settings.schema
+        self.begin = statements.begin(settings)
+        self.tables = {signal: statements.TableStatements(schema, mapping.table(signal)) for signal in Signal}
+        self.columns = {signal: mapping.table(signal) for signal in Signal}
+        self.resources = mapping.resources
+        self.upsert_resources = statements.upsert_resources(schema, mapping.resources)
+        self.upsert_traces = statements.upsert_traces(schema, mapping.spans.sums)
+        self.sum_count = len(mapping.spans.sums)
+        self.claim_requests = statements.claim_requests(schema)
+        self.read_requests = statements.read_requests(schema)
+        self.amend_request = statements.amend_request(schema)
+        self.insert_dead_letters = statements.insert_dead_letters(schema)
+
+
+class BadTracesError(Exception):
+    """Some `traces` rows cannot be written: the batch must be tried again without these traces' spans."""
+
+    def __init__(self, refusals: Mapping[bytes, tuple[str, str | None]]) -> None:
+        super().__init__(f"{len(refusals)} traces refused")
+        self.refusals = refusals  # trace id to reason and SQLSTATE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A committed batch."""
+
+    outcomes: list[Outcome]
+    resources: frozenset[bytes]  # ids that it wrote
+    met_duplicates: bool  # rows that an earlier batch had stored
+    bytes: int  # of row data sent
+
+
+class Transaction:
+    """Writes one merged batch over one connection, once. Raises psycopg.Error; `phase` then says where."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        compiled: Statements,
+        merged: Merged,
+        *,
+        method: Method,
+        new_resources: Sequence[bytes],
+        seen_at: dt.datetime,
+        refused_traces: Mapping[bytes, tuple[str, str | None]],
+    ) -> None:
+        self.phase = "BEGIN"
+        self._connection = connection
+        self._compiled = compiled
+        self._table = compiled.tables[merged.signal]
+        self._merged = merged
+        self._method = method
+        self._new_resources = new_resources
+        self._seen_at = seen_at
+        self._tally = Tally(merged)
+        self._refused_resources: set[bytes] = set()
+        self._bytes = 0
+        for row, facts in enumerate(merged.facts if refused_traces else ()):
+            if facts.trace_id in refused_traces:
+                self._tally.reject(row, *refused_traces[facts.trace_id])
+
+    def run(self) -> Written:
+        """Write and commit; the batch is in the database when this returns."""
+        self._connection.execute(self._compiled.begin)
+        try:
+            self._put_resources()
+            if self._merged.signal is Signal.LOGS:
+                self._claim_requests()
+            self._put_rows()
+            if self._merged.signal is Signal.TRACES:
+                self._put_traces()
+            self._put_dead_letters()
+            outcomes = self._tally.outcomes()
+            if self._merged.signal is Signal.LOGS:
+                self._amend_requests(outcomes)
+        except BaseException:
+            if not self.broken:
+                with contextlib.suppress(psycopg.Error):
+                    self._connection.execute("ROLLBACK")
+            raise
+        self.phase = "COMMIT"
+        self._connection.execute("COMMIT")
+        return Written(
+            outcomes=outcomes,
+            resources=frozenset(self._new_resources) - self._refused_resources,
+            met_duplicates=len(self._tally.stored) < len(self._tally.candidates()),
+            bytes=self._bytes,
+        )
+
+    # What isolation needs (see isolation.RowStore).
+
+    @property
+    def broken(self) -> bool:
+        """Whether the connection is lost."""
+        return self._connection.closed or self._connection.broken
+
+    @contextlib.contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undo what happens inside when an error leaves it."""
+        self._connection.execute("SAVEPOINT item")
+        try:
+            yield
+        except psycopg.Error:
+            if not self.broken:
+                self._connection.execute("ROLLBACK TO SAVEPOINT item; RELEASE SAVEPOINT item")
+            raise
+        self._connection.execute("RELEASE SAVEPOINT item")
+
+    def copy(self, rows: Sequence[int]) -> None:
+        """COPY rows straight into the table."""
+        data = statements.copy_data(map(self._merged.rows.__getitem__, rows))
+        self._bytes += len(data)
+        with self._connection.cursor() as cursor, cursor.copy(self._table.copy) as copy:
+            copy.write(data)
+
+    def insert(self, rows: Sequence[int]) -> frozenset[bytes] | None:
+        """INSERT rows around those that are there; return the inserted keys, None where the table has none."""
+        columns = self._compiled.columns[self._merged.signal]
+        arrays = statements.columns_of(columns, map(self._merged.rows.__getitem__, rows))
+        self._bytes += sum(map(len, arrays))
+        with self._connection.cursor(binary=True) as cursor:
+            cursor.execute(self._table.insert, arrays)
+            result = cursor.pgresult
+            if not columns.key or result is None:
+                return None
+            width = range(result.nfields)
+            return frozenset(
+                b"".join(result.get_value(row, column) or b"" for column in width) for row in range(result.ntuples)
+            )
+
+    def probe(self) -> None:
+        """INSERT a row that is valid by the mapping, and undo it."""
+        columns = self._compiled.columns[self._merged.signal]
+        with self.savepoint():
+            self._connection.execute(self._table.insert, statements.columns_of(columns, [control_row(columns)]))
+            self._connection.execute("ROLLBACK TO SAVEPOINT item")
+
+    # The steps, in lock order.
+
+    def _put_resources(self) -> None:
+        self.phase = "resources"
+        if not self._new_resources:
+            return
+        for resource_id, error in self._refused(self._new_resources, self._upsert_resources).items():
+            self._refused_resources.add(resource_id)
+            for row, its_resource in enumerate(self._merged.resource_ids):
+                if its_resource == resource_id:
+                    self._tally.reject(row, f"resource: {reason(error)}", error.sqlstate)
+
+    def _upsert_resources(self, ids: Sequence[bytes]) -> None:
+        rows = [self._merged.resources[resource_id] for resource_id in ids]
+        arrays = statements.columns_of(self._compiled.resources, rows)
+        self._execute(self._compiled.upsert_resources, [self._seen_at, *arrays])
+
+    def _claim_requests(self) -> None:
+        """Enter new requests in the ledger, and give those that are there the answer they got the first time."""
+        self.phase = "ledger"
+        first: dict[bytes, int] = {}
+        for index, batch in enumerate(self._merged.batches):
+            if first.setdefault(batch.request_id, index) != index:
+                self._tally.coalesced[index] = first[batch.request_id]
+        ids = sorted(first)
+        claimed = self._execute(
+            self._compiled.claim_requests,
+            statements.arrays(statements.REQUEST_TYPES, [self._claim(first[request_id]) for request_id in ids]),
+        )
+        known = set(ids) - {request_id.bytes for (request_id,) in claimed.fetchall()}
+        if not known:
+            return
+        answers = self._execute(self._compiled.read_requests, [statements.array(ColumnType.UUID, sorted(known))])
+        for request_id, count, message in answers.fetchall():
+            index = first[request_id.bytes]
+            self._tally.replayed[index] = Outcome(
+                duplicate=self._merged.batches[index].item_count - count, rejected=count, error_message=message or ""
+            )
+
+    def _claim(self, index: int) -> tuple[bytes, bytes, bytes]:
+        batch, rejections = self._merged.batches[index], self._tally.rejections(index)
+        message = rejection_message(batch, rejections)
+        return batch.request_id, struct.pack("!q", len(rejections)), message.encode()
+
+    def _put_rows(self) -> None:
+        self.phase = self._merged.signal.table
+        rows = self._tally.candidates()
+        if not rows:
+            return
+        if self._method is Method.COPY:
+            self.copy(rows)
+            self._tally.store(rows)
+        elif self._method is Method.INSERT:
+            self._tally.store(rows, self.insert(rows))
+        else:
+            Isolation(self, self._merged, self._tally).run(rows)
+
+    def _put_traces(self) -> None:
+        self.phase = "traces"
+        sums = traces.aggregate(map(self._merged.facts.__getitem__, self._tally.stored))
+        if not sums:
+            return
+        refused = self._refused(
+            sorted(sums), lambda ids: self._upsert_traces({trace_id: sums[trace_id] for trace_id in ids})
+        )
+        if refused:
+            # Their spans are in already, and a writer may not delete: start over without them.
+            raise BadTracesError(
+                {trace_id: (f"trace summary: {reason(exc)}", exc.sqlstate) for trace_id, exc in refused.items()}
+            )
+
+    def _upsert_traces(self, sums: dict[bytes, traces.TraceAggregate]) -> None:
+        self._execute(self._compiled.upsert_traces, traces.parameters(sums, self._compiled.sum_count))
+
+    def _put_dead_letters(self) -> None:
+        self.phase = "dead letters"
+        letters = [
+            (
+                batch.signal.value.encode(),
+                batch.request_id,
+                struct.pack("!q", rejection.item),
+                rejection.reason.encode(),
+                None if rejection.sqlstate is None else rejection.sqlstate.encode(),
+                batch.otlp(rejection.item),
+            )
+            for index, batch in enumerate(self._merged.batches)
+            if index not in self._tally.replayed and index not in self._tally.coalesced
+            for rejection in self._tally.rejections(index)
+        ]
+        if letters:
+            letters.sort(key=lambda letter: letter[1:3])
+            self._execute(self._compiled.insert_dead_letters, statements.arrays(statements.DEAD_LETTER_TYPES, letters))
+
+    def _amend_requests(self, outcomes: Sequence[Outcome]) -> None:
+        """Correct the ledger for requests that lost items here: a retry must hear the same answer."""
+        self.phase = "ledger"
+        merged = self._merged
+        for index in sorted({merged.owners[row] for row in self._tally.rejected}):
+            answer, request_id = outcomes[index], merged.batches[index].request_id
+            parameters = [answer.rejected, answer.error_message, request_id.hex()]
+            self._connection.execute(self._compiled.amend_request, parameters)
+
+    def _execute(self, statement: sql.Composed, parameters: Sequence[object]) -> psycopg.Cursor[tuple[Any, ...]]:
+        return self._connection.execute(statement, parameters)
+
+    def _refused(self, ids: Sequence[bytes], upsert: Callable[[Sequence[bytes]], None]) -> dict[bytes, psycopg.Error]:
+        """Upsert rows; when isolating, return those that are bad by themselves instead of failing."""
+        if self._method is not Method.ISOLATE:
+            upsert(ids)
+            return {}
+        try:
+            with self.savepoint():
+                upsert(ids)
+        except psycopg.Error as exc:
+            self._reraise_unless_data(exc)
+            if len(ids) == 1:
+                return {ids[0]: exc}
+            middle = len(ids) // 2
+            return self._refused(ids[:middle], upsert) | self._refused(ids[middle:], upsert)
+        return {}
+
+    def _reraise_unless_data(self, error: psycopg.Error) -> None:
+        if classify(error, broken=self.broken) not in {Verdict.DATA, Verdict.DUPLICATE}:
+            raise error

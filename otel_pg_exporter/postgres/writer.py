@@ -1,0 +1,184 @@
+"""Writes batches of rows: whole requests, one transaction each time, exactly once.
+
+The first attempt is optimistic, a plain binary COPY. What PostgreSQL answers decides about the next: duplicates are
+inserted around, bad rows are isolated, and what is about no single row is raised for the caller to retry.
+"""
+
+import datetime as dt
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import psycopg
+
+from otel_pg_exporter.config import WriterSettings
+from otel_pg_exporter.errors import DatabaseUnavailableError, DeploymentError
+from otel_pg_exporter.mapping import Mapping
+from otel_pg_exporter.model import Outcome, RowBatch, Signal
+from otel_pg_exporter.postgres.connection import Connection, Connections, watchdog
+from otel_pg_exporter.postgres.merge import Merged
+from otel_pg_exporter.postgres.partitions import ensure_partitions
+from otel_pg_exporter.postgres.sqlstate import Verdict, classify, unavailable
+from otel_pg_exporter.postgres.transaction import BadTracesError, Method, Statements, Transaction, Written
+from otel_pg_exporter.telemetry import BatchReport, RateLimitedLogger, Statistics
+
+_logger = RateLimitedLogger(logging.getLogger(__name__))
+
+# Optimistic COPY and INSERT break even when one batch in five holds a duplicate.
+_BATCHES_WITH_INSERT = 5
+_RESOURCE_LIFETIME = 86_400.0  # seconds until `last_seen` is refreshed
+_RESOURCES_KEPT = 100_000  # ids; a sender that makes up resources must not fill the memory
+_PARTITION_PAUSE = 60.0  # seconds before a day whose partition could not be made is asked for again
+_MARGIN = 5.0  # seconds that a call may outlast the server's own statement_timeout before its socket is cut
+
+
+class Writer:
+    """Writes batches to one schema; any number of threads may call it. The lock guards what it remembers."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        mapping: Mapping,
+        settings: WriterSettings,
+        statistics: Statistics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._connections = connections
+        self._database = connections.settings
+        self._compiled = Statements(self._database, mapping)
+        self._settings = settings
+        self._statistics = statistics
+        self._clock = clock
+        self._start_remembering()
+
+    def _start_remembering(self) -> None:
+        self._lock = threading.Lock()
+        self._resources: dict[bytes, float] = {}  # committed resource id to the time when it expires
+        self._days: dict[int, float] = {}  # day to the time until which it needs no asking
+        self._insert_next = dict.fromkeys(Signal, 0)  # batches that skip the optimistic COPY
+
+    def write(self, batches: Sequence[RowBatch], *, deadline: float | None = None) -> list[Outcome]:
+        """Write whole requests of one signal in one transaction; return one outcome a request, in order.
+
+        When it returns, every item is committed, was committed before, or lies in dead_letters. `deadline` is by the
+        clock; calls to PostgreSQL that outlast it are cut. Raises DatabaseUnavailableError: the same batches may then
+        be written again, even if the COMMIT's answer was lost.
+        """
+        merged = Merged(batches)
+        started = self._clock()
+        patience = self._database.statement_timeout + _MARGIN
+        if deadline is not None:
+            patience = min(patience, max(deadline - started, 0.05))
+        with (
+            self._connections.borrow(min(patience, self._database.connect_timeout)) as connection,
+            watchdog(connection, patience),
+        ):
+            began = self._clock()
+            self._ensure_partitions(connection, merged.days)
+            written = self._write(connection, merged)
+        self._remember(merged.signal, written)
+        self._record(merged, written, seconds=self._clock() - began)
+        return written.outcomes
+
+    def _write(self, connection: Connection, merged: Merged) -> Written:
+        method = self._first_method(merged)
+        refused_traces: dict[bytes, tuple[str, str | None]] = {}
+        while True:
+            attempt = Transaction(
+                connection,
+                self._compiled,
+                merged,
+                method=method,
+                new_resources=self._new_resources(merged.resources),
+                seen_at=dt.datetime.now(dt.UTC),
+                refused_traces=refused_traces,
+            )
+            try:
+                return attempt.run()
+            except BadTracesError as exc:
+                refused_traces |= exc.refusals
+            except DeploymentError as exc:
+                _logger.log(logging.ERROR, "deployment", str(exc))
+                raise
+            except psycopg.Error as exc:
+                verdict = classify(exc, broken=attempt.broken)
+                following = _next_method(method, verdict) if attempt.phase != "COMMIT" else None
+                if following is None:
+                    raise self._unavailable(exc, attempt) from exc
+                method = following
+
+    def _first_method(self, merged: Merged) -> Method:
+        if self._settings.write_method != "auto":
+            return Method(self._settings.write_method)
+        with self._lock:
+            remaining = self._insert_next[merged.signal]
+            self._insert_next[merged.signal] = max(0, remaining - 1)
+        return Method.INSERT if remaining else Method.COPY
+
+    def _unavailable(self, error: psycopg.Error, attempt: Transaction) -> DatabaseUnavailableError:
+        translated = unavailable(error, phase=attempt.phase, broken=attempt.broken)
+        level = logging.ERROR if isinstance(translated, DeploymentError) else logging.WARNING
+        _logger.log(level, type(translated).__name__, str(translated))
+        return translated
+
+    # What is remembered between batches.
+
+    def _new_resources(self, resources: Iterable[bytes]) -> list[bytes]:
+        now = self._clock()
+        with self._lock:
+            return sorted(each for each in resources if self._resources.get(each, 0.0) <= now)
+
+    def _remember(self, signal: Signal, written: Written) -> None:
+        """Learn from a committed batch, and from nothing else: what was rolled back is not there."""
+        expires = self._clock() + _RESOURCE_LIFETIME
+        with self._lock:
+            if written.met_duplicates:
+                self._insert_next[signal] = _BATCHES_WITH_INSERT
+            self._resources |= dict.fromkeys(written.resources, expires)
+            while len(self._resources) > _RESOURCES_KEPT:
+                del self._resources[next(iter(self._resources))]
+
+    def _ensure_partitions(self, connection: Connection, days: Iterable[int]) -> None:
+        now = self._clock()
+        with self._lock:
+            missing = [day for day in days if self._days.get(day, 0.0) <= now]
+            # Noted before the call: while one writer asks, the others need not wait with it.
+            self._days |= dict.fromkeys(missing, now + _PARTITION_PAUSE)
+        if not missing:
+            return
+        try:
+            made = ensure_partitions(connection, self._database.schema, missing)
+        except psycopg.Error as exc:
+            with self._lock:
+                self._days |= dict.fromkeys(missing, 0.0)
+            broken = connection.closed or connection.broken
+            translated = unavailable(exc, phase="partitions", broken=broken)
+            _logger.log(logging.ERROR, type(translated).__name__, str(translated))
+            raise translated from exc
+        with self._lock:
+            self._days |= dict.fromkeys(made, now + _RESOURCE_LIFETIME)
+
+    def _record(self, merged: Merged, written: Written, *, seconds: float) -> None:
+        outcomes = written.outcomes
+        self._statistics.record(
+            BatchReport(
+                rows=sum(outcome.stored for outcome in outcomes),
+                duplicates=sum(outcome.duplicate for outcome in outcomes),
+                conflicts=sum(outcome.duplicate_conflict for outcome in outcomes),
+                rejected=sum(outcome.rejected for outcome in outcomes),
+                bytes=written.bytes,
+                seconds=seconds,
+                repairs=merged.repairs(),
+            )
+        )
+
+
+def _next_method(method: Method, verdict: Verdict) -> Method | None:
+    """Say how to try a failed batch again at once; None when that makes no sense."""
+    if verdict is Verdict.DUPLICATE and method is Method.COPY:
+        return Method.INSERT
+    if verdict in {Verdict.DUPLICATE, Verdict.DATA} and method is not Method.ISOLATE:
+        return Method.ISOLATE
+    return None

@@ -1,0 +1,162 @@
+"""What this process knows about itself: item counters, batch statistics, and log lines that don't flood."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+from otel_pg_exporter.model import Anomaly
+
+_RECENT = 4096  # batches whose durations are kept for the percentiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchReport:
+    """One committed transaction."""
+
+    rows: int  # stored
+    duplicates: int
+    conflicts: int  # duplicates with other content
+    rejected: int
+    bytes: int  # of COPY data
+    seconds: float  # from the first statement to the COMMIT's answer
+    repairs: Mapping[Anomaly, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatisticsSnapshot:
+    """What a writer has committed so far. Percentiles are over the last 4,096 batches; None before the first."""
+
+    rows: int
+    batches: int
+    duplicates: int
+    duplicate_conflicts: int
+    rejected: int
+    bytes: int
+    total_seconds: float  # spent in transactions, added over all writers
+    rows_per_second: float  # rows / total_seconds
+    p50_batch_seconds: float | None
+    p99_batch_seconds: float | None
+    repairs: Mapping[Anomaly, int]
+
+    def __str__(self) -> str:
+        """Say it in one log line."""
+        p50, p99 = (
+            "-" if seconds is None else f"{seconds * 1000:.1f} ms"
+            for seconds in (self.p50_batch_seconds, self.p99_batch_seconds)
+        )
+        repaired = "".join(f", {anomaly.name} {count:,}" for anomaly, count in sorted(self.repairs.items()))
+        return (
+            f"{self.rows:,} rows in {self.batches:,} batches, {self.duplicates:,} duplicates"
+            f" ({self.duplicate_conflicts:,} with other content), {self.rejected:,} rejected, {self.bytes:,} bytes,"
+            f" {self.total_seconds:.3f} s, {self.rows_per_second:,.0f} rows/s, batch p50 {p50}, p99 {p99}{repaired}"
+        )
+
+
+class Statistics:
+    """Adds up committed batches. The lock guards every field."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rows = self._batches = self._duplicates = self._conflicts = self._rejected = self._bytes = 0
+        self._seconds = 0.0
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._repairs: dict[Anomaly, int] = {}
+
+    def record(self, report: BatchReport) -> None:
+        """Add one committed batch."""
+        with self._lock:
+            self._rows += report.rows
+            self._batches += 1
+            self._duplicates += report.duplicates
+            self._conflicts += report.conflicts
+            self._rejected += report.rejected
+            self._bytes += report.bytes
+            self._seconds += report.seconds
+            self._recent.append(report.seconds)
+            for anomaly, count in report.repairs.items():
+                self._repairs[anomaly] = self._repairs.get(anomaly, 0) + count
+
+    def snapshot(self) -> StatisticsSnapshot:
+        """Return the figures of this moment."""
+        with self._lock:
+            recent = sorted(self._recent)
+            return StatisticsSnapshot(
+                rows=self._rows,
+                batches=self._batches,
+                duplicates=self._duplicates,
+                duplicate_conflicts=self._conflicts,
+                rejected=self._rejected,
+                bytes=self._bytes,
+                total_seconds=self._seconds,
+                rows_per_second=self._rows / self._seconds if self._seconds else 0.0,
+                p50_batch_seconds=_percentile(recent, 0.50),
+                p99_batch_seconds=_percentile(recent, 0.99),
+                repairs=dict(self._repairs),
+            )
+
+
+def _percentile(ordered: list[float], share: float) -> float | None:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemCounts:
+    """Where the received items are: `received = stored + duplicate + rejected + refused + in_flight`."""
+
+    received: int = 0
+    stored: int = 0
+    duplicate: int = 0
+    rejected: int = 0  # refused one by one; in dead_letters
+    refused: int = 0  # refused with their whole request; the sender was told to retry or to give up
+    in_flight: int = 0
+
+
+class ItemCounters:
+    """Counts each item once, when it comes and when it is settled. The lock guards the counts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = ItemCounts()
+
+    def add(self, **changes: int) -> None:
+        """Add to the named counts, all at once."""
+        with self._lock:
+            self._counts = ItemCounts(
+                **{f.name: getattr(self._counts, f.name) + changes.get(f.name, 0) for f in fields(ItemCounts)}
+            )
+
+    def snapshot(self) -> ItemCounts:
+        """Return the counts of this moment."""
+        with self._lock:
+            return self._counts
+
+
+class RateLimitedLogger:
+    """Logs one message of a kind at once and then at most every `interval` seconds, with how many were left out.
+
+    The lock guards the times and counts per kind.
+    """
+
+    def __init__(
+        self, logger: logging.Logger, *, interval: float = 30.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._logger = logger
+        self._interval = interval
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._last: dict[str, tuple[float, int]] = {}
+
+    def log(self, level: int, kind: str, message: str, *, exc_info: BaseException | None = None) -> None:
+        """Log `message`, unless one of the same `kind` was logged less than `interval` seconds ago."""
+        now = self._clock()
+        with self._lock:
+            last, omitted = self._last.get(kind, (-self._interval, 0))
+            if now - last < self._interval:
+                self._last[kind] = (last, omitted + 1)
+                return
+            self._last[kind] = (now, 0)
+        suffix = f" ({omitted:,} more like this since)" if omitted else ""
+        self._logger.log(level, "%s%s", message, suffix, exc_info=exc_info)
