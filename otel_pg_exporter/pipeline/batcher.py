@@ -1,0 +1,134 @@
+"""Group commit: requests wait together and are written together, by whichever writer becomes free.
+
+No timer decides about the size of a batch. A free writer takes all that waits, up to the limits: an idle system commits
+each request at once, a busy one commits fewer, larger batches.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass
+
+from otel_pg_exporter.config import PipelineSettings
+from otel_pg_exporter.errors import OverloadedError, RetryableError
+from otel_pg_exporter.model import Outcome, RowBatch, Signal
+from otel_pg_exporter.pipeline.retry import Backoff
+
+_logger = logging.getLogger(__name__)
+
+Write = Callable[[Sequence[RowBatch]], Sequence[Outcome]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Waiting:
+    batch: RowBatch
+    answer: Future[Outcome]
+
+
+class Batcher:
+    """Hands requests to `writers` threads and the outcomes back.
+
+    `write` commits requests of one signal together, and raises RetryableError when the same may be tried again. A
+    request whose future was cancelled is forgotten before the next attempt. The condition guards the queues and the
+    stop; each thread is named, and joined in `shutdown`.
+    """
+
+    def __init__(self, write: Write, settings: PipelineSettings) -> None:
+        self._write = write
+        self._settings = settings
+        self._changed = threading.Condition()
+        self._queues: dict[Signal, deque[_Waiting]] = {signal: deque() for signal in Signal}
+        self._draining = False
+        self._stop = threading.Event()  # ends the pauses between attempts, too
+        self._threads = [
+            threading.Thread(target=self._run, name=f"writer-{number}", daemon=True)
+            for number in range(1, settings.writers + 1)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, batch: RowBatch) -> Future[Outcome]:
+        """Queue a request. The future yields its outcome once it is committed; cancel it to give the request up.
+
+        Raises OverloadedError after `shutdown`.
+        """
+        waiting = _Waiting(batch=batch, answer=Future())
+        with self._changed:
+            if self._draining:
+                raise OverloadedError("the receiver is shutting down")
+            self._queues[batch.signal].append(waiting)
+            self._changed.notify()
+        return waiting.answer
+
+    def shutdown(self, timeout: float) -> bool:
+        """Write what waits, for at most `timeout` seconds; then fail the rest. Say whether all was written."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        finished = not any(thread.is_alive() for thread in self._threads)
+        self._stop.set()
+        with self._changed:
+            left = [waiting for queue in self._queues.values() for waiting in queue]
+            for queue in self._queues.values():
+                queue.clear()
+        _fail(left, OverloadedError("the receiver shut down before the request was committed"))
+        return finished
+
+    def _run(self) -> None:
+        while requests := self._take():
+            try:
+                self._commit(requests)
+            except Exception as exc:  # a bug must not end the thread: all later requests would hang
+                _logger.critical("a batch of %d requests failed unexpectedly", len(requests), exc_info=exc)
+                _fail(requests, RetryableError(f"internal error: {type(exc).__name__}"))
+
+    def _take(self) -> list[_Waiting]:
+        """Wait for requests and take as many of one signal as fit a batch; none when draining is done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._draining or any(self._queues.values()))
+            if self._settings.linger and not self._draining:
+                self._changed.wait_for(lambda: self._draining or self._is_full(), self._settings.linger)
+            queue = max(self._queues.values(), key=len)
+            taken: list[_Waiting] = []
+            rows = size = 0
+            while queue:
+                rows += len(queue[0].batch.rows)
+                size += queue[0].batch.size
+                if taken and (rows > self._settings.max_batch_rows or size > self._settings.max_batch_bytes):
+                    break
+                taken.append(queue.popleft())
+            return taken
+
+    def _is_full(self) -> bool:
+        return any(
+            sum(len(waiting.batch.rows) for waiting in queue) >= self._settings.max_batch_rows
+            or sum(waiting.batch.size for waiting in queue) >= self._settings.max_batch_bytes
+            for queue in self._queues.values()
+        )
+
+    def _commit(self, requests: Sequence[_Waiting]) -> None:
+        backoff = Backoff(self._stop)
+        while requests := [each for each in requests if not each.answer.cancelled()]:
+            try:
+                outcomes = self._write([each.batch for each in requests])
+            except RetryableError as exc:
+                if not backoff.wait():
+                    _fail(requests, exc)
+            else:
+                for each, outcome in zip(requests, outcomes, strict=True):
+                    with suppress(InvalidStateError):  # cancelled meanwhile: committed, but its sender was sent away
+                        each.answer.set_result(outcome)
+                return
+
+
+def _fail(requests: Sequence[_Waiting], error: Exception) -> None:
+    for each in requests:
+        with suppress(InvalidStateError):
+            each.answer.set_exception(error)
