@@ -1,4 +1,4 @@
-"""Admission: what bounds the work that is taken in, counted in bytes (`ByteBudget`) and in calls (`CallGate`)."""
+"""Admission: what bounds the work taken in, in bytes (`ByteBudget`, `SizeEstimate`) and in calls (`CallGate`)."""
 
 import threading
 from collections.abc import Iterator
@@ -12,25 +12,30 @@ from otel_pg_exporter.errors import OverloadedError
 class ByteBudget:
     """The bytes that all requests in flight may hold together.
 
-    `_lock` guards `_level`, and with it the size of every reservation.
+    `_changed` guards `_level`, with it the size of every reservation, and `_waiting`.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._level = 0
-        self._lock = threading.Lock()
+        self._waiting = 0
+        self._changed = threading.Condition()
 
     @property
     def level(self) -> int:
         """How many bytes are reserved now."""
         return self._level
 
-    def reserve(self, size: int) -> "Reservation":
+    def reserve(self, size: int, *, timeout: float = 0) -> "Reservation":
         """Reserve `size` bytes until the reservation is released, best by a `with` statement.
 
-        Raises OverloadedError, at once and with nothing reserved, when they don't fit.
+        Raises OverloadedError, with nothing reserved, when they don't fit within `timeout` seconds.
         """
-        with self._lock:
+        with self._changed:
+            if timeout > 0 and self._level + size > self.limit:
+                self._waiting += 1
+                self._changed.wait_for(lambda: self._level + size <= self.limit, timeout)
+                self._waiting -= 1
             self._change(0, size)
         return Reservation(self, size)
 
@@ -44,6 +49,8 @@ class ByteBudget:
                 f"memory budget is full: {self._level - old:,} of {self.limit:,} bytes are in use, {new:,} more needed"
             )
         self._level = level
+        if new < old and self._waiting:
+            self._changed.notify_all()
 
 
 class Reservation:
@@ -66,7 +73,7 @@ class Reservation:
         Raises OverloadedError when they don't fit; then the whole reservation is released.
         """
         budget = self._budget
-        with budget._lock:  # noqa: SLF001 - a reservation is part of its budget
+        with budget._changed:  # noqa: SLF001 - a reservation is part of its budget
             if self._size is None:
                 raise RuntimeError("the reservation is already released")
             try:
@@ -80,7 +87,7 @@ class Reservation:
     def release(self) -> None:
         """Give the bytes back. A second release does nothing."""
         budget = self._budget
-        with budget._lock:  # noqa: SLF001
+        with budget._changed:  # noqa: SLF001
             if self._size is not None:
                 budget._change(self._size, 0)  # noqa: SLF001
                 self._size = None
@@ -92,6 +99,33 @@ class Reservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+class SizeEstimate:
+    """How many bytes the next request will need, learned from the last ones: an exponentially weighted mean.
+
+    The mean, not the maximum: what counts is the sum over many requests, and rare giants must not keep others out.
+    It starts at `cap`, so that the first wave after a start, when senders empty their queues, is not underrated.
+    `_lock` guards `_mean`.
+    """
+
+    _WEIGHT = 1 / 8
+
+    def __init__(self, *, floor: int, cap: int) -> None:
+        self._floor = min(floor, cap)
+        self._cap = cap
+        self._mean = float(cap)
+        self._lock = threading.Lock()
+
+    @property
+    def value(self) -> int:
+        """The estimate, between `floor` and `cap`."""
+        return max(self._floor, int(self._mean))
+
+    def learn(self, size: int) -> None:
+        """Take one request's real size into account."""
+        with self._lock:
+            self._mean += (min(size, self._cap) - self._mean) * self._WEIGHT
 
 
 class CallGate:

@@ -2,11 +2,13 @@ import contextlib
 import threading
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from otel_pg_exporter.errors import OverloadedError
-from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate, Reservation
+from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate, Reservation, SizeEstimate
+from tests.support import wait_until
 
 LIMIT = 1_000
 SIZES = st.integers(min_value=0, max_value=LIMIT + 10)
@@ -116,6 +118,44 @@ def test_threads_never_push_the_level_above_the_limit_and_leave_zero_behind() ->
     assert budget.level == 0
     assert min(levels) >= 0
     assert max(levels) <= 50
+
+
+def test_who_waits_for_the_budget_gets_what_another_gives_back() -> None:
+    budget = ByteBudget(100)
+    first = budget.reserve(100)
+    got: list[int] = []
+    waiter = threading.Thread(target=lambda: got.append(budget.reserve(60, timeout=30).size))
+    waiter.start()
+    wait_until(lambda: budget._waiting == 1)
+    first.correct(70)
+    assert got == []
+    first.correct(40)
+    waiter.join()
+    assert got == [60]
+    with pytest.raises(OverloadedError, match="100 of 100 bytes are in use, 1 more needed"):
+        budget.reserve(1, timeout=0.01)
+    assert (budget.level, budget._waiting) == (100, 0)
+
+
+@given(st.lists(st.integers(0, 10_000)), st.integers(0, 1_000), st.integers(0, 1_000))
+def test_an_estimate_stays_between_its_bounds_and_starts_at_the_upper_one(
+    sizes: list[int], floor: int, cap: int
+) -> None:
+    estimate = SizeEstimate(floor=floor, cap=cap)
+    assert estimate.value == cap
+    for size in sizes:
+        estimate.learn(size)
+        assert min(floor, cap) <= estimate.value <= cap
+
+
+def test_an_estimate_comes_close_to_sizes_that_repeat() -> None:
+    estimate = SizeEstimate(floor=10, cap=1_000_000)
+    for _ in range(100):
+        estimate.learn(5_000)
+    assert abs(estimate.value - 5_000) < 50
+    for _ in range(100):
+        estimate.learn(200_000)
+    assert abs(estimate.value - 200_000) < 50
 
 
 def test_the_gate_refuses_calls_above_its_limit_with_both_figures() -> None:

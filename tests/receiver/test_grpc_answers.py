@@ -156,17 +156,31 @@ def test_a_body_beyond_the_byte_budget_is_refused_with_figures_and_leaves_nothin
     serve: Serve, connect: Connect
 ) -> None:
     recorder = Recorder()
-    running = serve(recorder, settings(max_calls=10), budget=1_000_000)
+    running = serve(recorder, budget=1_000_000)
     client = connect(running.address)
+    for _ in range(50):
+        client.export(TRACES, b"small bodies, that the next one is expected to be like")
     with running.budget.reserve(900_000):
         error = client.refused(TRACES, b"x" * 50_000)
         assert (error.code, error.retry_delay) == (grpc.StatusCode.UNAVAILABLE, 1)
-        assert error.details == ("memory budget is full: 900,000 of 1,000,000 bytes are in use, 150,000 more needed")
+        assert error.details == "memory budget is full: 900,000 of 1,000,000 bytes are in use, 150,000 more needed"
         assert client.export(TRACES, b"x" * 10_000) == b""
         with running.budget.reserve(100_000):
             assert client.refused(TRACES, b"x").code is grpc.StatusCode.UNAVAILABLE
-    assert [len(body) for _, body in recorder.calls] == [10_000]
+    assert len(recorder.calls[-1][1]) == 10_000
     wait_until(lambda: running.budget.level == 0)
+
+
+def test_a_call_that_comes_while_the_byte_budget_is_full_waits_a_moment_for_its_place(
+    serve: Serve, connect: Connect
+) -> None:
+    recorder = Recorder()
+    running = serve(recorder)
+    with running.budget.reserve(running.budget.limit):
+        future = connect(running.address).future(TRACES, b"patient")
+        wait_until(lambda: running.server.calls_in_flight == 1)
+    assert future.result() == b""
+    assert recorder.calls == [(Signal.TRACES, b"patient")]
 
 
 def test_a_body_that_would_not_fit_even_alone_takes_the_whole_budget_instead(serve: Serve, connect: Connect) -> None:

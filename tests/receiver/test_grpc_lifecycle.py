@@ -105,7 +105,7 @@ def test_a_call_that_is_cancelled_before_its_body_came_leaves_nothing_behind(ser
 
     future = connect(running.address).stream(TRACES, messages())
     wait_until(lambda: running.server.calls_in_flight == 1)
-    assert running.budget.level == 2**20
+    assert running.budget.level > 0
     future.cancel()
     wait_until(lambda: (running.server.calls_in_flight, running.budget.level) == (0, 0))
     never.set()
