@@ -41,7 +41,7 @@ class DatabaseSettings:
 
     dsn: str = setting(
         "",
-        "PostgreSQL to write to, as a URL or key=value string; empty: the embedded server (libpq's PG* are honoured)",
+        "PostgreSQL to write to, as URL or key=value string (libpq's PG* are honoured); `serve` runs its own if empty",
     )
     schema: str = setting("otel", "schema that holds the tables")
     connect_timeout: float = setting(5.0, "seconds that a connection attempt may take", minimum=0.1)
