@@ -20,6 +20,8 @@ from otel_pg_exporter.pipeline.retry import Backoff
 
 _logger = logging.getLogger(__name__)
 
+_SHUT_DOWN = "the receiver shut down before the request was committed"
+
 Write = Callable[[Sequence[RowBatch]], Sequence[Outcome]]
 
 
@@ -78,7 +80,7 @@ class Batcher:
             left = [waiting for queue in self._queues.values() for waiting in queue]
             for queue in self._queues.values():
                 queue.clear()
-        _fail(left, OverloadedError("the receiver shut down before the request was committed"))
+        _fail(left, OverloadedError(_SHUT_DOWN))
         return finished
 
     def _run(self) -> None:
@@ -118,9 +120,9 @@ class Batcher:
         while requests := [each for each in requests if not each.answer.cancelled()]:
             try:
                 outcomes = self._write([each.batch for each in requests])
-            except RetryableError as exc:
+            except RetryableError:  # the writer has logged it; senders need not know our database
                 if not backoff.wait():
-                    _fail(requests, exc)
+                    _fail(requests, OverloadedError(_SHUT_DOWN))
             else:
                 for each, outcome in zip(requests, outcomes, strict=True):
                     with suppress(InvalidStateError):  # cancelled meanwhile: committed, but its sender was sent away
