@@ -137,7 +137,8 @@ class ItemCounters:
 class RateLimitedLogger:
     """Logs one message of a kind at once and then at most every `interval` seconds, with how many were left out.
 
-    The lock guards the times and counts per kind.
+    No lock guards the times and counts, so that none can stay locked in a forked child: threads that meet here may at
+    worst log one line too many.
     """
 
     def __init__(
@@ -146,17 +147,15 @@ class RateLimitedLogger:
         self._logger = logger
         self._interval = interval
         self._clock = clock
-        self._lock = threading.Lock()
         self._last: dict[str, tuple[float, int]] = {}
 
     def log(self, level: int, kind: str, message: str, *, exc_info: BaseException | None = None) -> None:
         """Log `message`, unless one of the same `kind` was logged less than `interval` seconds ago."""
         now = self._clock()
-        with self._lock:
-            last, omitted = self._last.get(kind, (-self._interval, 0))
-            if now - last < self._interval:
-                self._last[kind] = (last, omitted + 1)
-                return
-            self._last[kind] = (now, 0)
+        last, omitted = self._last.get(kind, (-self._interval, 0))
+        if now - last < self._interval:
+            self._last[kind] = (last, omitted + 1)
+            return
+        self._last[kind] = (now, 0)
         suffix = f" ({omitted:,} more like this since)" if omitted else ""
         self._logger.log(level, "%s%s", message, suffix, exc_info=exc_info)

@@ -67,20 +67,18 @@ class Writer:
         be written again, even if the COMMIT's answer was lost.
         """
         merged = Merged(batches)
-        started = self._clock()
-        patience = self._database.statement_timeout + _MARGIN
-        if deadline is not None:
-            patience = min(patience, max(deadline - started, 0.05))
-        with (
-            self._connections.borrow(min(patience, self._database.connect_timeout)) as connection,
-            watchdog(connection, patience),
-        ):
+        with self._connections.borrow(min(self._patience(deadline), self._database.connect_timeout)) as connection:
             began = self._clock()
-            self._ensure_partitions(connection, merged.days)
-            written = self._write(connection, merged)
+            with watchdog(connection, self._patience(deadline)):  # what connecting took is gone
+                self._ensure_partitions(connection, merged.days)
+                written = self._write(connection, merged)
         self._remember(merged.signal, written)
         self._record(merged, written, seconds=self._clock() - began)
         return written.outcomes
+
+    def _patience(self, deadline: float | None) -> float:
+        longest = self._database.statement_timeout + _MARGIN
+        return longest if deadline is None else min(longest, max(deadline - self._clock(), 0.05))
 
     def _write(self, connection: Connection, merged: Merged) -> Written:
         method = self._first_method(merged)
