@@ -141,8 +141,8 @@ def resource_fields(resource: Resource) -> tuple[Fields, int]:
     """Encode a resource.
 
     The id is the BLAKE2b-128 of the line `otel-pg-exporter resource 1` and the JSON object of the keys attributes,
-    dropped_attributes_count, entity_refs and schema_url: keys sorted by code point at every level, no blanks, the
-    values after all normalisations. Resources whose rows would be equal thus have the same id, and only those.
+    dropped_attributes_count, entity_refs and schema_url: keys sorted by code point at every level, no blanks, text
+    as UTF-8, doubles in their shortest form as Python spells them, all values after their normalisations.
     """
     entity_refs = [reference._asdict() for reference in resource.entity_refs]
     attributes, found = _object(resource.attributes)
