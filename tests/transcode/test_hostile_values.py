@@ -37,46 +37,85 @@ def kvlist(*pairs: KeyValue) -> KeyValueList:
     return KeyValueList(values=pairs)
 
 
-@pytest.mark.parametrize(
-    ("value", "arrives", "anomalies"),
-    [
-        pytest.param(AnyValue(string_value="a\0b"), "a\ufffdb", Anomaly.TEXT_REPAIRED, id="NUL"),
-        pytest.param(AnyValue(string_value="\\u0000"), "\\u0000", NONE, id="the text of a NUL escape"),
-        pytest.param(AnyValue(string_value="\U0001f600\ud7ff\uffff"), "\U0001f600\ud7ff\uffff", NONE, id="Unicode"),
-        pytest.param(AnyValue(string_value="\x01\x1f\x7f"), "\x01\x1f\x7f", NONE, id="control characters"),
-        pytest.param(AnyValue(double_value=float("nan")), "NaN", Anomaly.NON_FINITE, id="NaN"),
-        pytest.param(AnyValue(double_value=float("inf")), "Infinity", Anomaly.NON_FINITE, id="infinity"),
-        pytest.param(AnyValue(double_value=float("-inf")), "-Infinity", Anomaly.NON_FINITE, id="-infinity"),
-        pytest.param(AnyValue(double_value=5e-324), 5e-324, NONE, id="smallest double"),
-        pytest.param(AnyValue(double_value=1.7976931348623157e308), 1.7976931348623157e308, NONE, id="greatest double"),
-        pytest.param(AnyValue(int_value=-(2**63)), -(2**63), NONE, id="smallest int64"),
-        pytest.param(AnyValue(int_value=2**63 - 1), 2**63 - 1, NONE, id="greatest int64"),
-        pytest.param(AnyValue(bytes_value=b"\xff\0"), "/wA=", Anomaly.BYTES_VALUE, id="bytes"),
-        pytest.param(AnyValue(bytes_value=b""), "", Anomaly.BYTES_VALUE, id="no bytes"),
-        pytest.param(AnyValue(), None, NONE, id="unset"),
-        pytest.param(AnyValue(string_value_strindex=3), None, NONE, id="index into a profile's strings"),
-        pytest.param(AnyValue(array_value=ArrayValue()), [], NONE, id="empty array"),
-        pytest.param(AnyValue(kvlist_value=kvlist()), {}, NONE, id="empty kvlist"),
-        pytest.param(
-            AnyValue(kvlist_value=kvlist(pair("k", int_value=1), pair("k", int_value=2))),
-            {"k": 2},
-            Anomaly.DUPLICATE_KEY,
-            id="duplicate key inside",
-        ),
-        pytest.param(
-            AnyValue(kvlist_value=kvlist(pair("a\0", int_value=1), pair("a\ufffd", int_value=2))),
-            {"a\ufffd": 2},
-            Anomaly.TEXT_REPAIRED | Anomaly.DUPLICATE_KEY,
-            id="keys that collide once repaired",
-        ),
-        pytest.param(
-            AnyValue(array_value=ArrayValue(values=[AnyValue(double_value=float("nan")), AnyValue(bytes_value=b"x")])),
-            ["NaN", "eA=="],
-            Anomaly.NON_FINITE | Anomaly.BYTES_VALUE,
-            id="two repairs in one array",
-        ),
-    ],
-)
+ATTRIBUTE_VALUES = [
+    pytest.param(AnyValue(string_value="a\0b"), "a\ufffdb", Anomaly.TEXT_REPAIRED, id="NUL"),
+    pytest.param(AnyValue(string_value="\\u0000"), "\\u0000", NONE, id="the text of a NUL escape"),
+    pytest.param(AnyValue(string_value="\U0001f600\ud7ff\uffff"), "\U0001f600\ud7ff\uffff", NONE, id="Unicode"),
+    pytest.param(AnyValue(string_value="\x01\x1f\x7f"), "\x01\x1f\x7f", NONE, id="control characters"),
+    pytest.param(AnyValue(double_value=float("nan")), "NaN", Anomaly.NON_FINITE, id="NaN"),
+    pytest.param(AnyValue(double_value=float("inf")), "Infinity", Anomaly.NON_FINITE, id="infinity"),
+    pytest.param(AnyValue(double_value=float("-inf")), "-Infinity", Anomaly.NON_FINITE, id="-infinity"),
+    pytest.param(AnyValue(double_value=5e-324), 5e-324, NONE, id="smallest double"),
+    pytest.param(AnyValue(double_value=1.7976931348623157e308), 1.7976931348623157e308, NONE, id="greatest double"),
+    pytest.param(AnyValue(int_value=-(2**63)), -(2**63), NONE, id="smallest int64"),
+    pytest.param(AnyValue(int_value=2**63 - 1), 2**63 - 1, NONE, id="greatest int64"),
+    pytest.param(AnyValue(bytes_value=b"\xff\0"), "/wA=", Anomaly.BYTES_VALUE, id="bytes"),
+    pytest.param(AnyValue(bytes_value=b""), "", Anomaly.BYTES_VALUE, id="no bytes"),
+    pytest.param(AnyValue(), None, NONE, id="unset"),
+    pytest.param(AnyValue(string_value_strindex=3), None, NONE, id="index into a profile's strings"),
+    pytest.param(AnyValue(array_value=ArrayValue()), [], NONE, id="empty array"),
+    pytest.param(AnyValue(kvlist_value=kvlist()), {}, NONE, id="empty kvlist"),
+    pytest.param(
+        AnyValue(kvlist_value=kvlist(pair("k", int_value=1), pair("k", int_value=2))),
+        {"k": 2},
+        Anomaly.DUPLICATE_KEY,
+        id="duplicate key inside",
+    ),
+    pytest.param(
+        AnyValue(kvlist_value=kvlist(pair("a\0", int_value=1), pair("a\ufffd", int_value=2))),
+        {"a\ufffd": 2},
+        Anomaly.TEXT_REPAIRED | Anomaly.DUPLICATE_KEY,
+        id="keys that collide once repaired",
+    ),
+    pytest.param(
+        AnyValue(array_value=ArrayValue(values=[AnyValue(double_value=float("nan")), AnyValue(bytes_value=b"x")])),
+        ["NaN", "eA=="],
+        Anomaly.NON_FINITE | Anomaly.BYTES_VALUE,
+        id="two repairs in one array",
+    ),
+]
+
+SPAN_FIELDS: list[Any] = [
+    ({"name": "a\0"}, "name", "a\ufffd", Anomaly.TEXT_REPAIRED),
+    ({"trace_state": "\0"}, "trace_state", "\ufffd", Anomaly.TEXT_REPAIRED),
+    ({"kind": 2**31 - 1}, "kind", 2**15 - 1, Anomaly.ENUM_SATURATED),
+    ({"kind": -(2**31)}, "kind", -(2**15), Anomaly.ENUM_SATURATED),
+    ({"flags": 2**32 - 1}, "flags", 2**32 - 1, NONE),
+    ({"dropped_events_count": 2**32 - 1}, "dropped_events_count", 2**32 - 1, NONE),
+    ({"parent_span_id": bytes(8)}, "parent_span_id", None, Anomaly.INVALID_ID),
+    ({"parent_span_id": b"abc"}, "parent_span_id", b"abc", Anomaly.INVALID_ID),
+    ({"parent_span_id": b""}, "parent_span_id", None, NONE),
+    ({"start_time_unix_nano": 0}, "start_minute", 0, Anomaly.TIME_OUTSIDE_WINDOW),
+    ({"start_time_unix_nano": 2**64 - 1}, "start_minute", 307_445_734, Anomaly.TIME_OUTSIDE_WINDOW),
+    ({"end_time_unix_nano": 0}, "duration_ns", None, NONE),
+    ({"end_time_unix_nano": NOW - 2_000_000}, "duration_ns", -1_000_000, NONE),
+    (
+        {"start_time_unix_nano": 0, "end_time_unix_nano": 2**64 - 1},
+        "duration_ns",
+        2**63 - 1,
+        Anomaly.DURATION_SATURATED | Anomaly.TIME_OUTSIDE_WINDOW,
+    ),
+    (
+        {"start_time_unix_nano": 2**64 - 1, "end_time_unix_nano": 1},
+        "duration_ns",
+        -(2**63),
+        Anomaly.DURATION_SATURATED | Anomaly.TIME_OUTSIDE_WINDOW,
+    ),
+    ({"attributes": [pair("k", int_value=1)] * 2}, "attributes", {"k": 1}, Anomaly.DUPLICATE_KEY),
+    ({"attributes": [pair("", int_value=1)]}, "attributes", {"": 1}, NONE),
+    ({"attributes": [KeyValue(key_strindex=3)]}, "attributes", {"": None}, NONE),
+]
+
+
+def hostile_spans() -> list[Span]:
+    """Return a span for each odd value above, each with an id of its own."""
+    fields = [dict(entry[0]) for entry in SPAN_FIELDS]
+    values: list[Any] = [entry.values[0] for entry in ATTRIBUTE_VALUES]
+    fields += [{"attributes": [KeyValue(key="k", value=value)]} for value in values]
+    return [span(span_id=number.to_bytes(8, "big"), **entry) for number, entry in enumerate(fields, 1)]
+
+
+@pytest.mark.parametrize(("value", "arrives", "anomalies"), ATTRIBUTE_VALUES)
 def test_an_attribute_arrives_normalised_and_flagged(value: AnyValue, arrives: Any, anomalies: Anomaly) -> None:
     stored = span_row(attributes=[KeyValue(key="k", value=value)])
 
@@ -85,39 +124,7 @@ def test_an_attribute_arrives_normalised_and_flagged(value: AnyValue, arrives: A
     assert Anomaly(stored["anomalies"]) == anomalies
 
 
-@pytest.mark.parametrize(
-    ("fields", "column", "arrives", "anomalies"),
-    [
-        ({"name": "a\0"}, "name", "a\ufffd", Anomaly.TEXT_REPAIRED),
-        ({"trace_state": "\0"}, "trace_state", "\ufffd", Anomaly.TEXT_REPAIRED),
-        ({"kind": 2**31 - 1}, "kind", 2**15 - 1, Anomaly.ENUM_SATURATED),
-        ({"kind": -(2**31)}, "kind", -(2**15), Anomaly.ENUM_SATURATED),
-        ({"flags": 2**32 - 1}, "flags", 2**32 - 1, NONE),
-        ({"dropped_events_count": 2**32 - 1}, "dropped_events_count", 2**32 - 1, NONE),
-        ({"parent_span_id": bytes(8)}, "parent_span_id", None, Anomaly.INVALID_ID),
-        ({"parent_span_id": b"abc"}, "parent_span_id", b"abc", Anomaly.INVALID_ID),
-        ({"parent_span_id": b""}, "parent_span_id", None, NONE),
-        ({"start_time_unix_nano": 0}, "start_minute", 0, Anomaly.TIME_OUTSIDE_WINDOW),
-        ({"start_time_unix_nano": 2**64 - 1}, "start_minute", 307_445_734, Anomaly.TIME_OUTSIDE_WINDOW),
-        ({"end_time_unix_nano": 0}, "duration_ns", None, NONE),
-        ({"end_time_unix_nano": NOW - 2_000_000}, "duration_ns", -1_000_000, NONE),
-        (
-            {"start_time_unix_nano": 0, "end_time_unix_nano": 2**64 - 1},
-            "duration_ns",
-            2**63 - 1,
-            Anomaly.DURATION_SATURATED | Anomaly.TIME_OUTSIDE_WINDOW,
-        ),
-        (
-            {"start_time_unix_nano": 2**64 - 1, "end_time_unix_nano": 1},
-            "duration_ns",
-            -(2**63),
-            Anomaly.DURATION_SATURATED | Anomaly.TIME_OUTSIDE_WINDOW,
-        ),
-        ({"attributes": [pair("k", int_value=1)] * 2}, "attributes", {"k": 1}, Anomaly.DUPLICATE_KEY),
-        ({"attributes": [pair("", int_value=1)]}, "attributes", {"": 1}, NONE),
-        ({"attributes": [KeyValue(key_strindex=3)]}, "attributes", {"": None}, NONE),
-    ],
-)
+@pytest.mark.parametrize(("fields", "column", "arrives", "anomalies"), SPAN_FIELDS)
 def test_a_span_field_arrives_normalised_and_flagged(
     fields: dict[str, Any], column: str, arrives: Any, anomalies: Anomaly
 ) -> None:

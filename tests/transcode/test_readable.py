@@ -1,6 +1,8 @@
 # ruff: noqa: ANN401 - telemetry's values have any type
 """The SDK's objects make the same rows as their OTLP encoding."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -310,3 +312,9 @@ def test_resources_shared_by_spans_are_stored_once() -> None:
 
     assert len(batch.resources) == 2
     assert read(columns().resources, batch.resources[batch.resource_ids[0]])["schema_url"] == "https://schema"
+
+
+def test_importing_the_readers_pulls_in_no_grpc() -> None:
+    script = "import sys, otel_pg_exporter.transcode.readable; sys.exit('grpc' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
