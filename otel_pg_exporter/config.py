@@ -3,7 +3,7 @@
 A setting is defined once, as a dataclass field: its name gives the flag (`--grpc-endpoint`), the environment
 variable (`OTEL_PG_EXPORTER_GRPC_ENDPOINT`) and the key in the TOML file (`grpc_endpoint`); its annotation gives the
 parser. Precedence: flags, then environment, then TOML file, then default. Durations are in seconds, sizes in bytes
-(`64MiB` is understood). Groups nest, names do not: no two groups share a name.
+(`64MiB` is understood). Groups nest, names do not: no two groups share a name, and the file has no sections.
 """
 
 import dataclasses
@@ -27,12 +27,23 @@ SERVER_PREFIX = "OTEL_PG_EXPORTER_"
 SDK_PREFIX = "OTEL_EXPORTER_POSTGRESQL_"
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_SHOWN_UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("", 1))
+_DAY = 86_400.0  # seconds
+_LARGEST_INT32 = 2**31 - 1  # what gRPC's and PostgreSQL's own settings can hold
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
-def setting(default: Any, help: str, *, minimum: float | None = None, size: bool = False) -> Any:  # noqa: A002, ANN401 - dataclasses.field's own shape; `help` is argparse's word
-    """Declare one setting: its default, its help text, and the least value that makes sense."""
-    return dataclasses.field(default=default, metadata={"help": help, "minimum": minimum, "size": size})
+def setting(
+    default: Any,  # noqa: ANN401 - dataclasses.field's own shape
+    help: str,  # noqa: A002 - argparse's word
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    size: bool = False,
+) -> Any:  # noqa: ANN401 - as above
+    """Declare one setting: its default, its help text, and the least and greatest value that make sense."""
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "size": size}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +55,9 @@ class DatabaseSettings:
         "PostgreSQL to write to, as URL or key=value string (libpq's PG* are honoured); `serve` runs its own if empty",
     )
     schema: str = setting("otel", "schema that holds the tables")
-    connect_timeout: float = setting(5.0, "seconds that a connection attempt may take", minimum=0.1)
-    statement_timeout: float = setting(30.0, "seconds that one statement may take", minimum=0.1)
-    lock_timeout: float = setting(10.0, "seconds that a statement may wait for a lock", minimum=0.1)
+    connect_timeout: float = setting(5.0, "seconds that a connection attempt may take", minimum=0.1, maximum=_DAY)
+    statement_timeout: float = setting(30.0, "seconds that one statement may take", minimum=0.1, maximum=_DAY)
+    lock_timeout: float = setting(10.0, "seconds that a statement may wait for a lock", minimum=0.1, maximum=_DAY)
     synchronous_commit: Literal["server", "on", "remote_apply", "remote_write", "local", "off"] = setting(
         "on", "what a COMMIT waits for; `server` keeps the server's own setting; `off` gives up durability for speed"
     )
@@ -68,28 +79,43 @@ class MappingSettings:
 
     mappings: tuple[Path, ...] = setting((), "TOML files that promote further attributes to columns")
     window_past: float = setting(
-        30 * 86_400.0, "seconds back from now that get daily partitions; older goes to the DEFAULT partition", minimum=0
+        30 * _DAY,
+        "seconds back from now that get daily partitions; older goes to the DEFAULT partition",
+        minimum=0,
+        maximum=3650 * _DAY,
     )
-    window_future: float = setting(86_400.0, "seconds ahead of now that get daily partitions", minimum=0)
+    window_future: float = setting(
+        _DAY, "seconds ahead of now that get daily partitions", minimum=0, maximum=365 * _DAY
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineSettings:
     """What is held in memory between the front door and PostgreSQL."""
 
-    writers: int = setting(2, "connections that write in parallel", minimum=1)
+    writers: int = setting(2, "connections that write in parallel", minimum=1, maximum=256)
     max_batch_rows: int = setting(
-        20_000, "rows in one transaction (a single larger request still goes whole)", minimum=1
+        20_000, "rows in one transaction (a single larger request still goes whole)", minimum=1, maximum=_LARGEST_INT32
     )
     max_batch_bytes: int = setting(
-        32 * 2**20, "bytes of rows in one transaction (a single larger request still goes whole)", minimum=1, size=True
+        32 * 2**20,
+        "bytes of rows in one transaction (a single larger request still goes whole)",
+        minimum=1,
+        maximum=2**40,
+        size=True,
     )
-    linger: float = setting(0.0, "seconds that a free writer waits for more; fewer, larger transactions", minimum=0)
+    linger: float = setting(
+        0.0, "seconds that a free writer waits for more; fewer, larger transactions", minimum=0, maximum=60
+    )
     ack_timeout: float = setting(
-        3.0, "seconds until a request that is not committed is answered UNAVAILABLE", minimum=0.1
+        3.0, "seconds until a request that is not committed is answered UNAVAILABLE", minimum=0.1, maximum=_DAY
     )
     max_inflight_bytes: int = setting(
-        512 * 2**20, "bytes of requests held in memory; beyond it senders are asked to retry", minimum=2**20, size=True
+        512 * 2**20,
+        "bytes of requests held in memory; beyond it senders are asked to retry",
+        minimum=2**20,
+        maximum=2**50,
+        size=True,
     )
 
 
@@ -98,8 +124,10 @@ class ReceiverSettings:
     """The OTLP front door."""
 
     grpc_endpoint: str = setting("127.0.0.1:4317", "host:port for OTLP/gRPC")
-    max_request_bytes: int = setting(64 * 2**20, "largest request, also after decompression", minimum=1024, size=True)
-    max_calls: int = setting(256, "calls in flight; beyond it senders are asked to retry", minimum=1)
+    max_request_bytes: int = setting(
+        64 * 2**20, "largest request, also after decompression", minimum=1024, maximum=_LARGEST_INT32, size=True
+    )
+    max_calls: int = setting(256, "calls in flight; beyond it senders are asked to retry", minimum=1, maximum=10_000)
     reuse_port: bool = setting(False, "let another process listen on the same port, for rolling restarts")
 
 
@@ -114,11 +142,13 @@ class ServeSettings:
     receiver: ReceiverSettings = ReceiverSettings()
     data_dir: Path | None = setting(None, "folder of the embedded PostgreSQL; default: in the user's state folder")
     migrate: bool = setting(False, "create or update the tables of the PostgreSQL that `dsn` names")
-    partitions_ahead: int = setting(7, "daily partitions created ahead", minimum=1)
+    partitions_ahead: int = setting(7, "daily partitions created ahead", minimum=1, maximum=365)
     statistics_interval: float = setting(
-        60.0, "seconds between two log lines with statistics; 0: only at exit", minimum=0
+        60.0, "seconds between two log lines with statistics; 0: only at exit", minimum=0, maximum=_DAY
     )
-    shutdown_timeout: float = setting(20.0, "seconds that a stop may take to finish what is in flight", minimum=0)
+    shutdown_timeout: float = setting(
+        20.0, "seconds that a stop may take to finish what is in flight", minimum=0, maximum=_DAY
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least severity that is logged")
 
 
@@ -129,7 +159,7 @@ class ExporterSettings:
     database: DatabaseSettings = DatabaseSettings()
     writer: WriterSettings = WriterSettings()
     mapping: MappingSettings = MappingSettings()
-    timeout: float = setting(10.0, "seconds that one export may take, retries included", minimum=0.1)
+    timeout: float = setting(10.0, "seconds that one export may take, retries included", minimum=0.1, maximum=_DAY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +171,35 @@ class Setting:
     default: Any
     help: str
     minimum: float | None
+    maximum: float | None
     size: bool
+    group: str  # what its group is about, in a sentence; empty outside of one
+
+    @property
+    def flag(self) -> str:
+        """Its flag, as `--grpc-endpoint`."""
+        return "--" + self.name.replace("_", "-")
+
+    def variable(self, prefix: str) -> str:
+        """Its environment variable."""
+        return prefix + self.name.upper()
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that it may be, if only some may."""
+        return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
+
+    @property
+    def shown_default(self) -> str:
+        """Its default as a user would write it; empty where there is none."""
+        default = self.default
+        if isinstance(default, bool):
+            return str(default).lower()
+        if self.size:
+            return next(f"{default // size}{unit}" for unit, size in _SHOWN_UNITS if default % size == 0)
+        if isinstance(default, float):
+            return f"{default:.12g}"
+        return "" if default in (None, ()) else str(default)
 
     def parse(self, value: object, where: str) -> object:
         """Turn a flag's, a variable's or a TOML value into the annotated type; `where` names its origin."""
@@ -149,18 +207,20 @@ class Setting:
             parsed = _parse(self.kind, value, size=self.size)
         except ValueError as exc:
             raise ConfigurationError(f"{where}: {exc}") from None
-        if self.minimum is not None and isinstance(parsed, int | float) and not parsed >= self.minimum:
-            raise ConfigurationError(f"{where}: {value!r} is below the least value, {self.minimum:g}")
+        if self.minimum is not None and isinstance(parsed, int | float) and parsed < self.minimum:
+            raise ConfigurationError(f"{where}: {value!r} is below the least value, {self.minimum:,.12g}")
+        if self.maximum is not None and isinstance(parsed, int | float) and parsed > self.maximum:
+            raise ConfigurationError(f"{where}: {value!r} is above the greatest value, {self.maximum:,.12g}")
         return parsed
 
 
-def settings_of(cls: type) -> Iterator[Setting]:
+def settings_of(cls: type, group: str = "") -> Iterator[Setting]:
     """Yield every setting of a settings class, its groups' included, in order of definition."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
         if dataclasses.is_dataclass(kind):
-            yield from settings_of(typing.cast("type", kind))
+            yield from settings_of(typing.cast("type", kind), group=(kind.__doc__ or "").partition("\n")[0])
         else:
             meta = field.metadata
             yield Setting(
@@ -169,7 +229,9 @@ def settings_of(cls: type) -> Iterator[Setting]:
                 default=field.default,
                 help=meta["help"],
                 minimum=meta["minimum"],
+                maximum=meta["maximum"],
                 size=meta["size"],
+                group=group,
             )
 
 
@@ -189,14 +251,21 @@ def load(
     table = {} if file is None else _read_toml(file, [s.name for s in settings_of(cls)])
     values: dict[str, object] = {}
     for each in settings_of(cls):
-        variable = prefix + each.name.upper()
+        variable = each.variable(prefix)
         if flags is not None and flags.get(each.name) is not None:
-            values[each.name] = each.parse(flags[each.name], "--" + each.name.replace("_", "-"))
+            values[each.name] = each.parse(flags[each.name], each.flag)
         elif environ.get(variable, "") != "":  # OpenTelemetry: an empty variable counts as unset
             values[each.name] = each.parse(environ[variable], variable)
         elif each.name in table:
             values[each.name] = each.parse(table[each.name], f"{file}: {each.name}")
     return build(cls, values)
+
+
+def file_of(flag: str | None, *, prefix: str, environ: Mapping[str, str] | None = None) -> Path | None:
+    """Return the TOML file to read: the one that a flag names, else the environment, else none."""
+    environ = os.environ if environ is None else environ
+    name = flag or environ.get(prefix + "CONFIG")
+    return Path(name).expanduser() if name else None
 
 
 def build(cls: type[T], values: Mapping[str, object]) -> T:
@@ -216,13 +285,15 @@ def _read_toml(file: Path, known: Sequence[str]) -> dict[str, object]:
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise ConfigurationError(f"{file}: {exc.strerror}") from exc
+        raise ConfigurationError(f"{file}: {exc.strerror or exc}") from exc
     except ValueError as exc:
         raise ConfigurationError(f"{file}: {exc}") from exc
     for key in table:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
+            if isinstance(table[key], dict):
+                hint = "; settings stand at the top of the file, without sections"
             raise ConfigurationError(f"{file}: unknown setting {key!r}{hint}")
     return table
 
@@ -282,10 +353,30 @@ def _size(value: object) -> int:
 
 
 def _path(value: object) -> Path:
-    return Path(_text(value)).expanduser()
+    try:
+        return Path(_text(value)).expanduser()
+    except RuntimeError as exc:  # `~somebody`, whom nobody knows
+        raise ValueError(f"{value!r}: {exc}") from None
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str | Path):
-        raise ValueError(f"{value!r} is no text")  # noqa: TRY004 - one kind of error for every bad value
+        # Not repeated: whatever stands in the place of a DSN may hold a password.
+        raise ValueError(f"text is wanted, not a {type(value).__name__}")  # noqa: TRY004 - one kind of error for every bad value
+    if "\0" in str(value):
+        raise ValueError("text must not hold a NUL character")
     return str(value)
+
+
+def markdown_table(cls: type, *, prefix: str, names: Mapping[str, Callable[[Setting], str]]) -> Iterator[str]:
+    """Yield the lines of a table of settings for the documentation; `names` are its first columns."""
+    titles = [*names, "environment variable", "default", "meaning"]
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" * len(titles) + "|"
+    for each in settings_of(cls):
+        default = f"`{each.shown_default}`" if each.shown_default else ""
+        meaning = each.help
+        if each.choices:
+            meaning += f" (one of {', '.join(f'`{choice}`' for choice in each.choices)})"
+        cells = [*(f"`{name(each)}`" for name in names.values()), f"`{each.variable(prefix)}`", default, meaning]
+        yield f"| {' | '.join(cells)} |"

@@ -8,13 +8,15 @@ Python 3.12 starts none ("can't create new thread at interpreter shutdown"), whi
 import contextlib
 import math
 import os
+import re
 import select
 import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -26,6 +28,7 @@ from otel_pg_exporter.errors import ConfigurationError, DatabaseUnavailableError
 Connection = psycopg.Connection[tuple[Any, ...]]
 R = TypeVar("R")
 
+_SECRETS = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
 _MAX_IDLE = 300.0  # seconds; load balancers forget a silent connection soon after (AWS: 350 s)
 _MAX_AGE = 3600.0  # seconds; a connection this old is replaced, so that a failover or a new address is noticed
 
@@ -36,17 +39,42 @@ def parse_dsn(dsn: str) -> dict[str, Any]:
     Raises ConfigurationError. Its message never repeats the DSN: libpq's own would print the password.
     """
     try:
-        return dict(conninfo_to_dict(dsn))
+        parts: dict[str, Any] = dict(conninfo_to_dict(dsn))
     except psycopg.ProgrammingError:
         # No `from`: the cause's text holds pieces of the DSN.
         raise ConfigurationError(
             "the DSN is malformed: it must read postgresql://user@host:port/database or key=value pairs"
         ) from None
+    # A password with a bare `/` or `?` ends up in the port and the database's name, one with `@` in the host's.
+    is_url = dsn.startswith(("postgresql://", "postgres://"))
+    if re.fullmatch(r"[\d,\s]*", parts.get("port", "")) is None or (is_url and _holds_at(dsn, parts)):
+        raise ConfigurationError(
+            "the DSN is malformed: in a URL, the characters / ? # @ : % of a password must be percent-encoded "
+            "(@ is %40, / is %2F), and a port is a number"
+        )
+    return parts
+
+
+def _holds_at(url: str, parts: Mapping[str, Any]) -> bool:
+    return any("@" in part and part in url for part in (str(parts.get("host", "")), str(parts.get("dbname", ""))))
 
 
 def mask_dsn(dsn: str) -> str:
-    """Return the DSN as key=value pairs with `***` in place of the password."""
-    return make_conninfo(**{key: "***" if key == "password" else value for key, value in parse_dsn(dsn).items()})
+    """Return the DSN as key=value pairs with `***` in place of passwords."""
+    return make_conninfo(**{key: "***" if key in _SECRETS else value for key, value in parse_dsn(dsn).items()})
+
+
+def shareable_url(dsn: str) -> str:
+    """Return the DSN as a URL without passwords, fit for single quotes in a shell."""
+    parts = {key: str(value) for key, value in parse_dsn(dsn).items() if key not in _SECRETS}
+    user = quote(parts.pop("user", ""), safe="")
+    host, port = parts.get("host", ""), parts.get("port", "")
+    place = ""
+    if re.fullmatch(r"[\w.-]*", host) and "," not in port:  # not a socket's folder, nor several servers
+        place = parts.pop("host", "") + (f":{port}" if parts.pop("port", "") else "")
+    database = quote(parts.pop("dbname", ""), safe="")
+    query = urlencode(parts, quote_via=quote, safe="/")
+    return f"postgresql://{user + '@' if user else ''}{place}/{database}{'?' if query else ''}{query}"
 
 
 def connect(settings: DatabaseSettings) -> Connection:

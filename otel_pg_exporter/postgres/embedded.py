@@ -15,11 +15,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote
 
 import platformdirs
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Conninfo
 
 from otel_pg_exporter.errors import EmbeddedServerError
 from otel_pg_exporter.postgres.embedded_account import Account, choose_account
@@ -93,6 +95,7 @@ class EmbeddedServer:
         self._settings = {**_SETTINGS, **(settings or {})}
         self._start_timeout = start_timeout
         self._lock = threading.Lock()
+        self._cancelled = threading.Event()
         self._postmaster: Postmaster | None = None
         self._port = 0
 
@@ -109,6 +112,14 @@ class EmbeddedServer:
     def url(self, database: str) -> str:
         """Return the URL of a database of this server."""
         return f"postgresql://{USER}@{_HOST}:{self._port}/{database}?passfile={quote(str(self._folder.passfile))}"
+
+    @property
+    def own_dsn(self) -> str:
+        """The DSN for connections of this process: what the environment's PG* say does not mislead them.
+
+        PGSERVICE alone cannot be outdone by a DSN.
+        """
+        return self._own_dsn(DATABASE)
 
     @property
     def pid(self) -> int | None:
@@ -145,6 +156,19 @@ class EmbeddedServer:
         """
         with self._lock:
             self._stop(timeout=timeout)
+
+    def cancel(self) -> None:
+        """Let a `start` or `revive` that waits for the server in another thread fail soon; `stop` is to follow."""
+        self._cancelled.set()
+
+    def abandon(self) -> None:
+        """Tell the server to stop, and wait for nothing: for a process that is about to end at once.
+
+        Never waits for a lock, so a signal handler may call it.
+        """
+        postmaster = self._postmaster
+        if postmaster is not None:
+            postmaster.send(signal.SIGINT)
 
     def revive(self) -> bool:
         """Start the server again if it died by itself; tell whether it had. The DSN stays, if the port is still free.
@@ -249,6 +273,7 @@ class EmbeddedServer:
         """Wait for the child until it takes connections; tell False when it has ended instead."""
         postmaster = self._postmaster
         while postmaster is not None and not postmaster.wait(POLL):
+            self._check_cancelled()
             state = read_postmaster_file(self._folder.pgdata)
             if state is not None and state.pid == postmaster.pid and state.status == "ready":
                 return True
@@ -267,6 +292,7 @@ class EmbeddedServer:
         postmaster = Adopted.of(state.pid, self._folder.pgdata)
         deadline = time.monotonic() + self._start_timeout
         while postmaster is not None and not postmaster.wait(POLL):
+            self._check_cancelled()
             state = read_postmaster_file(self._folder.pgdata)
             if state is not None and state.status == "ready":
                 self._port = state.port
@@ -285,6 +311,10 @@ class EmbeddedServer:
             (self._folder.pgdata / "postmaster.pid").unlink(missing_ok=True)
         return False
 
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise EmbeddedServerError("the start of the embedded PostgreSQL was cancelled")
+
     def _verify(self, pid: int) -> None:
         """Make sure that what answers on the port is the server of this data folder."""
         with self._connect() as connection:
@@ -301,25 +331,23 @@ class EmbeddedServer:
                 connection.execute(f"CREATE DATABASE {DATABASE}")
 
     def _connect(self) -> psycopg.Connection[tuple[object, ...]]:
-        """Connect to the maintenance database, whatever the environment's PG* say."""
+        """Connect to the maintenance database."""
+        dsn = self._own_dsn("postgres")
         try:
-            return psycopg.connect(
-                host=_HOST,
-                hostaddr=_HOST,
-                port=self._port,
-                user=USER,
-                password=self._folder.password(),
-                dbname="postgres",
-                options="",
-                sslmode="disable",
-                gssencmode="disable",
-                connect_timeout=10,
-                autocommit=True,
-            )
+            return psycopg.connect(dsn, password=self._folder.password(), connect_timeout=10, autocommit=True)
         except psycopg.OperationalError as exc:
             raise EmbeddedServerError(
                 f"the embedded PostgreSQL in {self._folder.path} refuses a connection: {' '.join(str(exc).split())}"
             ) from exc
+
+    def _own_dsn(self, database: str) -> str:
+        """Say in full what libpq would else take from the environment, where that has something to say."""
+        misleading: dict[str, Any] = {
+            option.keyword.decode(): (option.compiled or b"").decode()
+            for option in Conninfo.get_defaults()
+            if option.val != option.compiled and option.keyword != b"service"
+        }
+        return make_conninfo(**{**misleading, **conninfo_to_dict(self.url(database))})
 
     def _stop(self, *, timeout: float) -> None:
         """End the server, if there is one, and let go of the folder."""
@@ -336,6 +364,7 @@ class EmbeddedServer:
                     f"kill -KILL {postmaster.pid}"
                 )
             self._postmaster = None
+        self._cancelled.clear()
         self._folder.unlock()
 
 

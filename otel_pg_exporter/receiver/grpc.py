@@ -23,7 +23,7 @@ from otel_pg_exporter.receiver.metrics import refuse_metrics
 from otel_pg_exporter.receiver.status import GrpcStatus, grpc_status, response
 from otel_pg_exporter.receiver.unexpected import UnexpectedErrors
 
-_SETTING = "--grpc-endpoint (OTEL_PG_EXPORTER_GRPC_ENDPOINT)"
+ENDPOINT_SETTING = "--grpc-endpoint (OTEL_PG_EXPORTER_GRPC_ENDPOINT)"
 
 _SERVICES = {
     Signal.TRACES: "opentelemetry.proto.collector.trace.v1.TraceService",
@@ -74,7 +74,7 @@ class GrpcServer:
     ) -> None:
         self._budget = budget
         self._settings = settings
-        self._endpoint = parse_endpoint(settings.grpc_endpoint, setting=_SETTING)
+        self._endpoint = parse_endpoint(settings.grpc_endpoint, setting=ENDPOINT_SETTING)
         self._estimate = SizeEstimate(floor=_LEAST_ESTIMATE, cap=int(budget.limit * _LARGEST_ESTIMATE))
         self._gate = CallGate(settings.max_calls)
         self._body_deadline = BodyDeadline(body_timeout)
@@ -93,11 +93,13 @@ class GrpcServer:
 
         Health says NOT_SERVING until `set_serving(True)`. Raises StartupError when the endpoint cannot be had.
         """
-        check_free(self._endpoint, setting=_SETTING, reuse_port=self._settings.reuse_port)
+        check_free(self._endpoint, setting=ENDPOINT_SETTING, reuse_port=self._settings.reuse_port)
         try:
             port = self._server.add_insecure_port(str(self._endpoint))
         except RuntimeError as exc:
-            raise StartupError(f"cannot listen on {self._endpoint}; choose another with {_SETTING}: {exc}") from exc
+            raise StartupError(
+                f"cannot listen on {self._endpoint}; choose another with {ENDPOINT_SETTING}: {exc}"
+            ) from exc
         self._server.start()
         self._body_deadline.start()
         return port

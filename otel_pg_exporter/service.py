@@ -1,0 +1,281 @@
+"""The receiver put together: what is started in which order, what is stopped in which order, and what runs beside.
+
+::
+
+    PostgreSQL (embedded) → tables → partitions ahead → connections → ticker → batcher → gRPC → health SERVING
+
+Stopping goes the other way round, all of it within `shutdown_timeout`: the front door first, then what waits in the
+batcher is written, then the last statistics are logged, and PostgreSQL goes last.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+import psycopg
+
+from otel_pg_exporter import mapping
+from otel_pg_exporter.config import ServeSettings
+from otel_pg_exporter.errors import DatabaseUnavailableError, ExporterError, StartupError
+from otel_pg_exporter.model import Outcome, RowBatch, Signal, Window
+from otel_pg_exporter.pipeline.admission import ByteBudget
+from otel_pg_exporter.pipeline.batcher import Batcher
+from otel_pg_exporter.pipeline.export import Export
+from otel_pg_exporter.postgres import partitions
+from otel_pg_exporter.postgres.connection import Connections, connect, watchdog
+from otel_pg_exporter.postgres.embedded import EmbeddedServer, default_data_dir
+from otel_pg_exporter.postgres.migrate import check, migrate
+from otel_pg_exporter.postgres.sqlstate import unavailable
+from otel_pg_exporter.postgres.writer import Writer
+from otel_pg_exporter.receiver.endpoint import Endpoint, check_free, parse_endpoint
+from otel_pg_exporter.receiver.grpc import ENDPOINT_SETTING, GrpcServer
+from otel_pg_exporter.telemetry import ItemCounters, ItemCounts, RateLimitedLogger, Statistics, StatisticsSnapshot
+from otel_pg_exporter.transcode import compile_plan
+
+_logger = logging.getLogger(__name__)
+
+_REVIVE_INTERVAL = 1.0  # seconds between two looks at whether the embedded PostgreSQL lives
+_PARTITIONS_INTERVAL = 3600.0  # seconds; days are created far enough ahead for a week of failures
+_MARGIN = 5.0  # seconds that a statement may outlast its own timeout before its socket is cut
+
+# Of the time that a stop may take, the share kept for writing what waits and for PostgreSQL's own end.
+_RESERVED_SHARE = 0.25
+# PostgreSQL gets this many seconds for its last checkpoint, even if the drain has used up all the time.
+_LEAST_POSTGRES_TIMEOUT = 2.0
+
+
+class Service:
+    """A receiver with its PostgreSQL, as `otel-pg-exporter serve` runs it; a context manager that starts and stops it.
+
+    Used once, and from one thread: `start`, then `stop`. What is here for other threads' eyes is set before they start.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        """Read the mapping and check the endpoint's spelling; nothing is touched before `start`."""
+        self._settings = settings
+        self._mapping = mapping.load(settings.mapping.mappings)
+        self._endpoint = parse_endpoint(settings.receiver.grpc_endpoint, setting=ENDPOINT_SETTING)
+        self._database = settings.database
+        self._statistics = Statistics()
+        self._counters = ItemCounters()
+        self._server: EmbeddedServer | None = None
+        self._port = 0
+        self._running = ExitStack()
+        self._deadline: float | None = None  # of the stop, by time.monotonic
+
+    @property
+    def grpc_endpoint(self) -> Endpoint:
+        """Where OTLP/gRPC is served, with the real port."""
+        return Endpoint(host=self._endpoint.host, port=self._port)
+
+    @property
+    def grpc_port(self) -> int:
+        """The port of OTLP/gRPC."""
+        return self._port
+
+    @property
+    def dsn(self) -> str:
+        """The DSN of the database; the embedded one's holds no password, but names the passfile."""
+        return self._settings.database.dsn if self._server is None else self._server.dsn
+
+    @property
+    def embedded(self) -> EmbeddedServer | None:
+        """The embedded PostgreSQL, if that is what runs."""
+        return self._server
+
+    def statistics(self) -> StatisticsSnapshot:
+        """Return what was committed so far, and how fast."""
+        return self._statistics.snapshot()
+
+    def counts(self) -> ItemCounts:
+        """Return where the received items are."""
+        return self._counters.snapshot()
+
+    def start(self) -> None:
+        """Start everything, or nothing.
+
+        Raises StartupError or DatabaseUnavailableError, which say what to do.
+        """
+        with ExitStack() as stack:
+            # Asked before PostgreSQL starts, which may take a while and would have been for nothing.
+            check_free(self._endpoint, setting=ENDPOINT_SETTING, reuse_port=self._settings.receiver.reuse_port)
+            if not self._settings.database.dsn:
+                self._start_postgres(stack)
+            self._prepare_tables()
+            self._connect()
+            stack.callback(lambda: self._connections.close(self._remaining()))
+            ticker = _Ticker(self._jobs())
+            stack.callback(self._log_statistics)
+            stack.callback(ticker.stop)
+            if self._server is not None:
+                stack.callback(self._server.cancel)  # the ticker's thread may be waiting for it to come back
+            self._open_front_door(stack)
+            self._running = stack.pop_all()
+
+    def stop(self) -> None:
+        """Finish what is in flight and stop, within `shutdown_timeout`. A second call does nothing."""
+        self._running.close()
+
+    def abandon(self) -> None:
+        """Tell the embedded PostgreSQL to end by itself, and wait for nothing; the process is to be ended at once."""
+        if self._server is not None:
+            self._server.abandon()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    # How it starts.
+
+    def _start_postgres(self, stack: ExitStack) -> None:
+        server = self._server = EmbeddedServer(self._settings.data_dir or default_data_dir())
+        stack.callback(lambda: server.stop(max(self._remaining(), _LEAST_POSTGRES_TIMEOUT)))
+        # In a thread of its own: what a signal raises in the main thread must not come between the fork and the note
+        # of the child's process id, or the child would be left behind.
+        with ThreadPoolExecutor(1, thread_name_prefix="postgresql-start") as starter:
+            started = starter.submit(server.start)
+            try:
+                started.result()
+            except BaseException:
+                server.cancel()
+                raise
+        self._database = replace(self._settings.database, dsn=server.own_dsn)
+
+    def _prepare_tables(self) -> None:
+        """Migrate, or check that somebody has; and create partitions for the days to come."""
+        database = self._database
+        if self._server is not None or self._settings.migrate:
+            applied = migrate(database, self._mapping)
+            _logger.info("the tables are up to date%s", f"; applied: {', '.join(applied)}" if applied else "")
+        with connect(database) as connection, watchdog(connection, database.statement_timeout + _MARGIN):
+            check(connection, database.schema, self._mapping)
+            try:
+                partitions.ahead(connection, database.schema, self._settings.partitions_ahead)
+            except psycopg.Error as exc:
+                raise StartupError(str(unavailable(exc, phase="ensure_partitions", broken=connection.broken))) from exc
+
+    def _connect(self) -> None:
+        # One more than writers: the ticker's.
+        self._connections = Connections(self._database, size=self._settings.pipeline.writers + 1)
+        self._writer = Writer(self._connections, self._mapping, self._settings.writer, self._statistics)
+
+    def _open_front_door(self, stack: ExitStack) -> None:
+        settings = self._settings
+        window = Window(past=settings.mapping.window_past, future=settings.mapping.window_future)
+        plans = {signal: compile_plan(self._mapping, signal, window) for signal in Signal}
+        batcher = Batcher(self._write, settings.pipeline)
+        stack.callback(lambda: self._shut_down(batcher))
+        export = Export(plans, batcher.submit, self._counters, ack_timeout=settings.pipeline.ack_timeout)
+        receiver = GrpcServer(export, ByteBudget(settings.pipeline.max_inflight_bytes), settings.receiver)
+        stack.callback(lambda: receiver.stop(self._remaining() * (1 - _RESERVED_SHARE)))
+        self._port = receiver.start()
+        receiver.set_serving(True)
+
+    def _write(self, batches: Sequence[RowBatch]) -> list[Outcome]:
+        return self._writer.write(batches)
+
+    # How it stops.
+
+    def _remaining(self) -> float:
+        """Return the seconds left for the stop, which begins with the first question."""
+        now = time.monotonic()
+        if self._deadline is None:
+            self._deadline = now + self._settings.shutdown_timeout
+        return max(0.0, self._deadline - now)
+
+    def _shut_down(self, batcher: Batcher) -> None:
+        if not batcher.shutdown(self._remaining() * (1 - _RESERVED_SHARE)):
+            _logger.warning("stopped before all was written; its senders were not told OK, and will send it again")
+
+    # What runs beside.
+
+    def _jobs(self) -> "list[_Job]":
+        jobs = [_Job(name="partitions ahead", interval=_PARTITIONS_INTERVAL, run=self._create_partitions)]
+        if self._settings.statistics_interval:
+            jobs.append(_Job(name="statistics", interval=self._settings.statistics_interval, run=self._log_statistics))
+        if self._server is not None:
+            jobs.append(_Job(name="embedded PostgreSQL", interval=_REVIVE_INTERVAL, run=self._revive))
+        return jobs
+
+    def _create_partitions(self) -> None:
+        database = self._database
+        with (
+            self._connections.borrow(database.connect_timeout) as connection,
+            watchdog(connection, database.statement_timeout + _MARGIN),
+        ):
+            try:
+                partitions.ahead(connection, database.schema, self._settings.partitions_ahead)
+            except psycopg.Error as exc:
+                raise unavailable(exc, phase="ensure_partitions", broken=connection.broken) from exc
+
+    def _log_statistics(self) -> None:
+        _logger.info("statistics: %s", self._statistics.snapshot())
+        counts = self._counters.snapshot()
+        if counts.received != counts.stored:
+            _logger.info(
+                "items: %s received = %s stored + %s duplicate + %s rejected + %s refused + %s in flight",
+                *(f"{count:,}" for count in (counts.received, counts.stored, counts.duplicate)),
+                *(f"{count:,}" for count in (counts.rejected, counts.refused, counts.in_flight)),
+            )
+
+    def _revive(self) -> None:
+        server = self._server
+        if server is None or not server.revive():
+            return
+        if server.own_dsn != self._database.dsn:  # its port was taken meanwhile
+            _logger.warning("the embedded PostgreSQL has a new port: %s", server.dsn)
+            old = self._connections
+            self._database = replace(self._database, dsn=server.own_dsn)
+            self._connect()
+            old.close(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    name: str
+    interval: float  # seconds
+    run: Callable[[], None]
+
+
+class _Ticker:
+    """Runs jobs at intervals, in one thread, until `stop`. A job that fails is run again when it is due again."""
+
+    def __init__(self, jobs: Sequence[_Job], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._notices = RateLimitedLogger(_logger)
+        self._stopping = threading.Event()
+        self._due = [(clock() + job.interval, job) for job in jobs]
+        self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the job that is being run, if it takes no longer than a few seconds."""
+        self._stopping.set()
+        self._thread.join(_MARGIN)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(max(0.0, min(due for due, _ in self._due) - self._clock())):
+            now = self._clock()
+            for index, (due, job) in enumerate(self._due):
+                if due <= now:
+                    self._try(job)
+                    self._due[index] = (self._clock() + job.interval, job)
+
+    def _try(self, job: _Job) -> None:
+        try:
+            job.run()
+        except ExporterError as exc:
+            if not self._stopping.is_set():
+                level = logging.WARNING if isinstance(exc, DatabaseUnavailableError) else logging.ERROR
+                self._notices.log(level, job.name, f"{job.name}: {exc}")
+        except Exception as exc:  # noqa: BLE001 - a bug in one job must not end the others
+            self._notices.log(logging.CRITICAL, job.name, f"{job.name} failed unexpectedly", exc_info=exc)
