@@ -1,0 +1,310 @@
+"""The examples as a user runs them: in processes of their own, by their README's commands, on a real PostgreSQL."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from examples import shop
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+SDK, RECEIVER = "examples.sdk_exporter", "examples.otlp_receiver"
+STATEMENTS = [
+    text.strip()
+    for text in re.split(r";$", (ROOT / "examples" / "queries.sql").read_text(), flags=re.MULTILINE)
+    if text.strip()
+]
+
+Rows = list[tuple[Any, ...]]
+Query = Callable[[str], Rows]
+
+
+class Shell:
+    """A user's second terminal: in the clone, the virtual environment activated, DSN set."""
+
+    def __init__(self, dsn: str, binaries: Path) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "PG", "PYTHON"))}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], str(binaries)])
+        self.variables = kept | {"PATH": path, "DSN": dsn, "PGCONNECT_TIMEOUT": "30"}
+
+    def run(self, commands: str) -> str:
+        """Run commands; return what they said."""
+        done = subprocess.run(
+            ["bash", "-eu", "-o", "pipefail", "-c", commands],
+            cwd=ROOT,
+            env=self.variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{commands}\n{done.stdout}"
+        assert "Traceback" not in done.stdout, f"{commands}\n{done.stdout}"
+        return done.stdout
+
+    def python(self, module: str, *arguments: str) -> str:
+        return self.run(f'OTEL_EXPORTER_POSTGRESQL_DSN="$DSN" python -m {" ".join([module, *arguments])}')
+
+
+@pytest.fixture
+def shell(dsn: str, binaries: Path) -> Shell:
+    return Shell(dsn, binaries)
+
+
+@pytest.fixture
+def query(dsn: str) -> Iterator[Query]:
+    with psycopg.connect(dsn, autocommit=True, options="-c search_path=otel") as connection:
+        yield lambda text: connection.execute(text.encode()).fetchall()
+
+
+@pytest.fixture
+def receiver(shell: Shell) -> Iterator[None]:
+    """Run `otel-pg-exporter serve` on a free port, which the shell's variables then name."""
+    environment = shell.variables | {
+        "OTEL_PG_EXPORTER_DSN": shell.variables["DSN"],
+        "OTEL_PG_EXPORTER_ACK_TIMEOUT": "30",
+    }
+    command = [sys.executable, "-m", "otel_pg_exporter", "serve", "--grpc-endpoint", "127.0.0.1:0"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            said = ""
+            for line in process.stdout:
+                said += line
+                if found := re.search(r"OTEL_EXPORTER_OTLP_ENDPOINT=(\S+)", line):
+                    shell.variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = found[1]
+                    break
+            else:
+                pytest.fail(f"the receiver did not start: {said}")
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+@pytest.fixture(params=[SDK, RECEIVER])
+def door(request: pytest.FixtureRequest) -> str:
+    """Return the module that sets an app up: straight into PostgreSQL, or through a receiver that then runs."""
+    if request.param == RECEIVER:
+        request.getfixturevalue("receiver")
+    return str(request.param)
+
+
+def blocks(heading: str) -> list[str]:
+    """Return the commands below a heading of the README."""
+    _, _, rest = README.partition(f"\n## {heading}\n")
+    assert rest, heading
+    return re.findall(r"^```sh\n(.*?)^```$", rest.partition("\n## ")[0], flags=re.MULTILINE | re.DOTALL)
+
+
+# The apps.
+
+
+def test_the_shop_tells_the_same_through_either_front_door(door: str, shell: Shell, query: Query) -> None:
+    shell.python(door)
+    orders, failed = shop.ORDERS, len(shop.BANK_IS_DOWN_AT)
+    assert query("""
+        SELECT service_name, name, span_kind_name(kind), count(*), count(*) FILTER (WHERE status_code = 2)
+        FROM spans GROUP BY 1, 2, 3 ORDER BY 1, 2
+    """) == [
+        ("payments", "POST /charge", "server", orders, failed),
+        ("shop", "POST /charge", "client", orders, failed),
+        ("shop", "POST /orders", "server", orders, failed),
+        ("shop", "SELECT stock", "client", orders, 0),
+        ("shop", "ship orders", "consumer", 1, 0),
+    ]
+    assert query("SELECT span_count, service_names, count(*) FROM traces GROUP BY 1, 2 ORDER BY 1") == [
+        (1, ["shop"], 1),
+        (4, ["payments", "shop"], orders),
+    ]
+    assert query("(TABLE traces EXCEPT TABLE traces_exact) UNION ALL (TABLE traces_exact EXCEPT TABLE traces)") == []
+
+
+def test_the_shop_has_events_links_and_logs_that_lead_to_its_spans(door: str, shell: Shell, query: Query) -> None:
+    shell.python(door)
+    orders, failed = shop.ORDERS, len(shop.BANK_IS_DOWN_AT)
+    assert query("""
+        SELECT event ->> 'name', count(*) FROM spans CROSS JOIN jsonb_array_elements(events) AS event
+        GROUP BY 1 ORDER BY 1
+    """) == [("exception", 3 * failed), ("stock reserved", orders)]
+    assert query("""
+        SELECT batch.name, count(*)
+        FROM spans AS batch CROSS JOIN jsonb_array_elements(links) AS link
+        JOIN spans AS root ON root.trace_id = (link ->> 'trace_id')::uuid
+            AND encode(root.span_id, 'hex') = link ->> 'span_id'
+        GROUP BY 1
+    """) == [("ship orders", orders - failed)]
+    assert query("""
+        SELECT s.service_name, s.name, severity_name(l.severity_number), count(*)
+        FROM logs AS l JOIN spans AS s USING (trace_id, span_id, service_name)
+        GROUP BY 1, 2, 3 ORDER BY 1
+    """) == [("payments", "POST /charge", "error", failed), ("shop", "POST /orders", "info", orders - failed)]
+
+
+def test_the_assistant_stores_the_tokens_that_it_says_it_used(door: str, shell: Shell, query: Query) -> None:
+    said = shell.python(door, "genai")
+    used = {
+        model: tuple(int(number) for number in numbers)
+        for model, *numbers in re.findall(
+            r"(\S+): (\d+) calls, (\d+) tokens in \((\d+) of them cached\), (\d+) out", said
+        )
+    }
+    assert list(used) == ["claude-haiku-4-5", "gpt-5-mini"]
+    assert used == {
+        model: tuple(numbers)
+        for model, *numbers in query("""
+            SELECT gen_ai_request_model, count(*), sum(gen_ai_input_tokens), sum(gen_ai_cache_read_input_tokens),
+                sum(gen_ai_output_tokens)
+            FROM spans WHERE gen_ai_operation_name = 'chat' GROUP BY 1
+        """)
+    }
+    assert query("SELECT sum(gen_ai_input_tokens), sum(gen_ai_output_tokens) FROM traces") == [
+        (sum(numbers[1] for numbers in used.values()), sum(numbers[3] for numbers in used.values()))
+    ]
+
+
+def test_the_assistant_asks_a_model_a_tool_and_another_model(door: str, shell: Shell, query: Query) -> None:
+    shell.python(door, "genai")
+    tree = query("""
+        SELECT depth, btrim(operation), kind, error
+        FROM trace_tree((SELECT trace_id FROM spans WHERE gen_ai_request_model = 'gpt-5-mini'))
+    """)
+    assert tree == [
+        (0, "invoke_agent support", "internal", False),
+        (1, "chat claude-haiku-4-5", "client", False),
+        (1, "execute_tool get_order_status", "internal", False),
+        (1, "chat claude-haiku-4-5", "client", True),
+        (1, "chat gpt-5-mini", "client", False),
+    ]
+    assert query("""
+        SELECT gen_ai_finish_reasons ->> 0, gen_ai_conversation_id, gen_ai_provider_name, gen_ai_response_model,
+            attributes ->> 'error.type',
+            (attributes ->> 'gen_ai.input.messages')::jsonb #>> '{-1,parts,0,type}',
+            (attributes ->> 'gen_ai.output.messages')::jsonb #>> '{0,parts,0,type}'
+        FROM spans WHERE gen_ai_operation_name = 'chat' AND gen_ai_conversation_id = 'conv-83c0' ORDER BY start_time
+    """) == [
+        ("tool_call", "conv-83c0", "anthropic", "claude-haiku-4-5-20251001", None, "text", "tool_call"),
+        (None, "conv-83c0", "anthropic", None, "overloaded_error", "tool_call_response", None),
+        ("stop", "conv-83c0", "openai", "gpt-5-mini-2025-08-07", None, "tool_call_response", "text"),
+    ]
+
+
+# The queries.
+
+
+def test_every_query_finds_something_in_the_examples_own_telemetry(dsn: str, shell: Shell) -> None:
+    shell.python(SDK)
+    shell.python(SDK, "genai")
+    results: list[list[dict[str, Any]]] = []
+    with psycopg.connect(dsn, autocommit=True, row_factory=psycopg.rows.dict_row) as connection:
+        for statement in STATEMENTS:
+            cursor = connection.execute(statement.encode())
+            if cursor.description is not None:
+                results.append(cursor.fetchall())
+                assert results[-1], statement
+    failed = len(shop.BANK_IS_DOWN_AT)
+    slowest, _, errors, _, tree, events, logs, _, calls, batches, tokens, costs, talks, words, plans = results
+
+    assert [each["p95_ms"] for each in slowest] == sorted((each["p95_ms"] for each in slowest), reverse=True)
+    assert {each["service_name"]: each["last_message"] for each in errors}["payments"] == "BankError: bank timed out"
+    assert [(each["depth"], each["service_name"], each["operation"]) for each in tree] == [
+        (0, "shop", "POST /orders"),
+        (1, "shop", "  SELECT stock"),
+        (1, "shop", "  POST /charge"),
+        (2, "payments", "    POST /charge"),
+    ]
+    assert [each["event"] for each in events] == ["stock reserved", *["exception"] * 3]
+    assert [each["body"] for each in logs] == [f"no answer from the bank for order {shop.BANK_IS_DOWN_AT[-1]}"]
+    assert [(each["caller"], each["callee"], each["calls"], each["errors"]) for each in calls] == [
+        ("shop", "payments", shop.ORDERS, failed)
+    ]
+    assert batches[0]["orders"] == shop.ORDERS - failed
+    assert sum(each["input_tokens"] for each in talks) == sum(each["input_tokens"] for each in tokens)
+    assert all(0 < each["dollars"] < 1 for each in costs)
+    assert {each["conversation"]: each["questions"] for each in talks} == {
+        "conv-5f21": 2,
+        "conv-83c0": 1,
+        "conv-a94e": 2,
+        "conv-e7d2": 1,
+    }
+    assert [each["finish_reason"] for each in words] == ["tool_call", None, "stop"]
+    assert [(each["plan"], each["customers"]) for each in plans] == [("free", 2), ("gold", 2)]
+    assert sum(each["orders"] for each in plans) == shop.ORDERS
+
+
+def test_psql_runs_the_queries_as_a_file(shell: Shell) -> None:
+    shell.python(SDK)
+    shell.python(SDK, "genai")
+    printed = shell.run('psql "$DSN" --no-psqlrc -v ON_ERROR_STOP=1 -f examples/queries.sql')
+    assert "(0 rows)" not in printed
+    assert len(re.findall(r"^\(\d+ rows?\)$", printed, flags=re.MULTILINE)) == 15
+
+
+# The README's commands, as they stand there.
+
+
+def test_quickstart_1_instruments_without_a_line_of_code(shell: Shell, query: Query) -> None:
+    [commands] = blocks("1. SDK exporter, without a line of code")
+    shell.run(commands)
+    assert query("SELECT service_name, count(*) FROM spans GROUP BY 1 ORDER BY 1") == [
+        ("assistant", 19),
+        ("shop", 4 * shop.ORDERS + 1),
+    ]
+    assert query("SELECT DISTINCT service_name FROM logs JOIN spans USING (trace_id, span_id, service_name)") == [
+        ("assistant",),
+        ("shop",),
+    ]
+
+
+def test_quickstart_2_sets_the_exporters_up_by_hand_and_the_queries_follow(shell: Shell, query: Query) -> None:
+    [commands] = blocks("2. SDK exporter, by hand")
+    shell.run(commands)
+    assert query("SELECT DISTINCT service_name FROM spans ORDER BY 1") == [("assistant",), ("payments",), ("shop",)]
+    for look in blocks("Look"):
+        assert "payments" in shell.run(look)
+
+
+@pytest.mark.usefixtures("receiver")
+def test_quickstart_3_sends_to_the_receiver_by_hand_and_without_a_line_of_code(shell: Shell, query: Query) -> None:
+    by_hand, without_code = blocks("3. Receiver")
+    shell.run(by_hand)
+    assert query("SELECT DISTINCT service_name FROM spans ORDER BY 1") == [("assistant",), ("payments",), ("shop",)]
+    before = query("SELECT count(*) FROM spans WHERE service_name = 'shop'")
+    shell.run(without_code)
+    assert query("SELECT count(*) FROM spans WHERE service_name = 'shop'") == [(before[0][0] + 4 * shop.ORDERS + 1,)]
+    assert query("SELECT count(*) FROM logs WHERE service_name = 'shop' AND trace_id IS NOT NULL") == [
+        (2 * (shop.ORDERS - len(shop.BANK_IS_DOWN_AT)) + len(shop.BANK_IS_DOWN_AT),)
+    ]
+
+
+def test_promoted_toml_adds_columns_online_and_fills_them_from_then_on(shell: Shell, query: Query) -> None:
+    shell.python(SDK)
+    migrate, write = blocks("A column of your own")
+    assert "column spans.shop_customer_id" in shell.run(migrate)
+    assert "is up to date" in shell.run(migrate)
+    printed = shell.run(write)
+    assert re.search(r"c-1001 +\| +\d+", printed)
+    assert query("""
+        SELECT count(shop_order_number), sum(shop_order_number), count(DISTINCT shop_customer_id),
+            bool_and(shop_customer_id = attributes ->> 'shop.customer.id')
+        FROM spans WHERE name = 'POST /orders'
+    """) == [(shop.ORDERS, sum(range(1, shop.ORDERS + 1)), 4, True)]
+
+
+@pytest.mark.usefixtures("receiver")
+def test_a_column_of_the_receivers_own_stays_empty_for_writers_without_the_file(shell: Shell, query: Query) -> None:
+    shell.run(blocks("A column of your own")[0])
+    shell.python(RECEIVER)
+    assert query("SELECT count(*), count(shop_customer_id) FROM spans WHERE name = 'POST /orders'") == [
+        (shop.ORDERS, 0)
+    ]
