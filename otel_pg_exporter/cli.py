@@ -5,6 +5,7 @@ work. Errors are a line or two on stderr, without a stack trace, and never with 
 """
 
 import argparse
+import difflib
 import importlib.metadata
 import logging
 import os
@@ -78,6 +79,8 @@ exit status: 0 the tables are up to date, 1 they are not or cannot be reached, 2
 
 _MIGRATE_SETTINGS = {setting.name for setting in settings_of(DatabaseSettings)} - {"synchronous_commit"} | {"mappings"}
 
+_CHECK_DSN = "check that the server is up, and that --dsn (OTEL_PG_EXPORTER_DSN) names it, its user and its database"
+
 _CONFIG_HELP = f"TOML file with settings ({SERVER_PREFIX}CONFIG)"
 
 # What libpq takes from the environment and no DSN can outdo; it is not meant for the embedded PostgreSQL.
@@ -90,15 +93,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        options = _parser().parse_args(arguments)
+        parser = _parser()
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            _refuse(parser, unknown[0], options.command)
         if options.command is None:
-            _print([_parser().format_help()])
+            print(parser.format_help(), file=sys.stderr)
             return 2
         return _serve(options) if options.command == "serve" else _migrate(options)
     except ConfigurationError as exc:
         return _fail(exc, status=2)
     except DatabaseUnavailableError as exc:
-        return _fail(exc, "is the server up, and does --dsn (OTEL_PG_EXPORTER_DSN) name it and its user?", status=1)
+        return _fail(exc, _CHECK_DSN, status=1)
     except ExporterError as exc:
         return _fail(exc, status=1)
     except KeyboardInterrupt:
@@ -132,14 +138,24 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def _refuse(parser: argparse.ArgumentParser, argument: str, command: str | None) -> NoReturn:
+    """Exit because of an argument that nobody knows."""
+    flag = argument.partition("=")[0]
+    known = [setting.flag for setting in settings_of(ServeSettings)]
+    close = difflib.get_close_matches(flag, known, n=1) if flag.startswith("--") else []
+    parser.prog += f" {command}" if command else ""
+    parser.error(f"unknown argument {flag}" + (f", did you mean {close[0]}?" if close else ""))
+
+
 def _redacted(text: str) -> str:
     """Hide what may be a password in a DSN that came where none belongs."""
     return re.sub(r"(password\s*=\s*)\S+", r"\1***", re.sub(r"://\S*@", "://***@", text), flags=re.IGNORECASE)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
     parser = _Parser(
         prog=_PROGRAM,
+        usage=f"{_PROGRAM} [--help] [--version] COMMAND [...]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -165,6 +181,7 @@ def _add_command(commands: Any, name: str, help_: str, description: str, epilog:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=help_,
+        usage=f"{_PROGRAM} {name} [settings]",
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -190,7 +207,12 @@ def _action(setting: Setting) -> dict[str, Any]:
         return {"action": "append", "metavar": "FILE"}
     if setting.choices:
         return {"metavar": "{" + ",".join(setting.choices) + "}"}
-    return {"metavar": setting.name.rpartition("_")[2].upper()}
+    if setting.name.endswith("_endpoint"):
+        return {"metavar": "HOST:PORT"}
+    if setting.size:
+        return {"metavar": "BYTES"}
+    words = {float: "SECONDS", int: "N", str: setting.name.rpartition("_")[2].upper()}
+    return {"metavar": words.get(setting.kind, "FOLDER")}
 
 
 def _help(setting: Setting) -> str:
@@ -257,26 +279,25 @@ def _migrate(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    settings = _settings(options)
-    _warn_of_password(options)
-    if not settings.database.dsn:
-        for name in _LIBPQ_VARIABLES:
-            os.environ.pop(name, None)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core logs to stderr in a form of its own
-    from otel_pg_exporter.service import Service
-
-    service = Service(settings)
-    signals = _Signals(service)
+    signals = _Signals()
     try:
+        settings = _settings(options)
+        _warn_of_password(options)
+        if not settings.database.dsn:
+            for name in _LIBPQ_VARIABLES:
+                os.environ.pop(name, None)
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core logs to stderr in a form of its own
+        from otel_pg_exporter.service import Service
+
+        signals.service = service = Service(settings)
         service.start()
         _print(_banner(service))
         signals.wait()
     except _StopRequested:
-        pass
+        logging.getLogger(__name__).info("%s: stopping; a second signal ends this at once", signals.name)
     finally:
-        if signals.received is not None:
-            logging.getLogger(__name__).info("%s: finishing what is in flight", signals.received.name)
-        service.stop()
+        if signals.service is not None:
+            signals.service.stop()
     return 0
 
 
@@ -287,27 +308,34 @@ class _StopRequested(BaseException):
 class _Signals:
     """The first SIGTERM, SIGINT or SIGHUP stops in good order, the second ends the process at once."""
 
-    def __init__(self, service: "Service") -> None:
-        self.received: signal.Signals | None = None
-        self._service = service
+    def __init__(self) -> None:
+        self.service: Service | None = None
+        self._received = 0
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue  # nohup
             signal.signal(number, self._handle)
 
+    @property
+    def name(self) -> str:
+        """What the first signal is called."""
+        return signal.Signals(self._received).name
+
     def wait(self) -> None:
         """Wait for the first signal."""
-        # With a look now and then: an exception that is raised while a finalizer runs is lost.
+        # With a look now and then: what a handler raises while a finalizer runs gets lost.
         pause = threading.Event()
-        while self.received is None:
+        while not self._received:
             pause.wait(1)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
-            self._service.abandon()
+        if self._received:
+            if self.service is not None:
+                self.service.abandon()
             os._exit(128 + number)
-        self.received = signal.Signals(number)
-        raise _StopRequested
+        self._received = number
+        if self.service is None or not self.service.stopping:
+            raise _StopRequested
 
 
 def _banner(service: "Service") -> list[str]:

@@ -89,6 +89,11 @@ class Service:
         """The embedded PostgreSQL, if that is what runs."""
         return self._server
 
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop has begun, be it because the start failed: nothing may interrupt it, or something is left."""
+        return self._deadline is not None
+
     def statistics(self) -> StatisticsSnapshot:
         """Return what was committed so far, and how fast."""
         return self._statistics.snapshot()
