@@ -1,0 +1,24 @@
+"""Fixtures: a receiver that all tests of a worker share, and one on a database of a test's own."""
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from otel_pg_exporter.postgres.embedded import EmbeddedServer
+from tests.e2e.support import Receiver, receiving
+
+
+@pytest.fixture
+def receiver(dsn: str) -> Iterator[Receiver]:
+    with receiving(dsn) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared_receiver(server: EmbeddedServer, migrated: str) -> Iterator[Receiver]:
+    """Return a receiver for tests that look at their own rows alone, since each of them uses a trace id of its own."""
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE shared TEMPLATE {migrated}".encode())
+    with receiving(server.url("shared")) as running:
+        yield running
