@@ -7,6 +7,9 @@ import pytest
 
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from tests.e2e.support import Receiver, receiving
+from tests.postgres.test_roles import granted
+
+__all__ = ["granted", "receiver", "shared_receiver"]
 
 
 @pytest.fixture
