@@ -83,9 +83,6 @@ _CHECK_DSN = "check that the server is up, and that --dsn (OTEL_PG_EXPORTER_DSN)
 
 _CONFIG_HELP = f"TOML file with settings ({SERVER_PREFIX}CONFIG)"
 
-# What libpq takes from the environment and no DSN can outdo; it is not meant for the embedded PostgreSQL.
-_LIBPQ_VARIABLES = ("PGSERVICE", "PGDATESTYLE", "PGTZ", "PGGEQO")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
@@ -284,8 +281,9 @@ def _serve(options: argparse.Namespace) -> int:
         settings = _settings(options)
         _warn_of_password(options)
         if not settings.database.dsn:
-            for name in _LIBPQ_VARIABLES:
-                os.environ.pop(name, None)
+            # Meant for other servers: a DSN outdoes most of libpq's variables, but not PGSERVICE.
+            for name in [name for name in os.environ if name.startswith("PG")]:
+                del os.environ[name]
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core logs to stderr in a form of its own
         from otel_pg_exporter.service import Service
 

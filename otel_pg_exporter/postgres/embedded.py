@@ -15,13 +15,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote
 
 import platformdirs
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import Conninfo
+from psycopg.conninfo import make_conninfo
 
 from otel_pg_exporter.errors import EmbeddedServerError
 from otel_pg_exporter.postgres.embedded_account import Account, choose_account
@@ -44,6 +43,17 @@ USER = "otel"
 _HOST = "127.0.0.1"
 _ATTEMPTS = 20  # launches, when ports get taken or the processes of a killed server linger
 _BUILTIN_LOCALES = 17  # the first major version whose C.UTF-8 needs neither ICU nor the C library's locales
+
+# What libpq would else take from the environment, where it is meant for other servers. Two things a DSN cannot outdo:
+# PGSERVICE and PGREQUIREAUTH.
+_OVERRIDES = {
+    "password": "",  # then libpq looks into the passfile
+    "options": "",
+    "sslmode": "disable",
+    "gssencmode": "disable",
+    "channel_binding": "prefer",
+    "target_session_attrs": "any",
+}
 
 _SETTINGS: Mapping[str, str] = MappingProxyType(
     {
@@ -115,10 +125,7 @@ class EmbeddedServer:
 
     @property
     def own_dsn(self) -> str:
-        """The DSN for connections of this process: what the environment's PG* say does not mislead them.
-
-        PGSERVICE alone cannot be outdone by a DSN.
-        """
+        """The DSN for connections of this process, which says in full what PG* in the environment may say otherwise."""
         return self._own_dsn(DATABASE)
 
     @property
@@ -341,13 +348,7 @@ class EmbeddedServer:
             ) from exc
 
     def _own_dsn(self, database: str) -> str:
-        """Say in full what libpq would else take from the environment, where that has something to say."""
-        misleading: dict[str, Any] = {
-            option.keyword.decode(): (option.compiled or b"").decode()
-            for option in Conninfo.get_defaults()
-            if option.val != option.compiled and option.keyword != b"service"
-        }
-        return make_conninfo(**{**misleading, **conninfo_to_dict(self.url(database))})
+        return make_conninfo(self.url(database), hostaddr=_HOST, **_OVERRIDES)
 
     def _stop(self, *, timeout: float) -> None:
         """End the server, if there is one, and let go of the folder."""

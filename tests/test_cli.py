@@ -1,0 +1,226 @@
+"""The command line, each time as a process of its own."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from otel_pg_exporter.config import SERVER_PREFIX, ServeSettings, settings_of
+from otel_pg_exporter.postgres.embedded import EmbeddedServer
+from tests.serving import PROGRAM, environment, run
+
+UNREACHABLE = "postgresql://otel:s3cret@127.0.0.1:1/otel"
+
+
+def execute(dsn: str, statement: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def refused(*arguments: str | Path, status: int, **variables: str) -> str:
+    """Return the error of a command that fails as it should: a line or two, no trace, no password."""
+    done = run(*arguments, **variables)
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert "s3cret" not in done.stderr
+    assert 1 <= len(done.stderr.splitlines()) <= 2, done.stderr
+    return done.stderr
+
+
+# What it says about itself.
+
+
+def test_the_version_is_the_packages() -> None:
+    assert run("--version").stdout == "otel-pg-exporter 0.1.0\n"
+
+
+def test_the_help_of_serve_names_every_setting_its_variable_and_its_default() -> None:
+    done = run("serve", "--help", COLUMNS="500")
+    assert done.returncode == 0
+    for setting in settings_of(ServeSettings):
+        assert re.search(rf"^  {setting.flag}[ ,]", done.stdout, re.MULTILINE)
+        shown = f"; default: {setting.shown_default}" if setting.shown_default else ""
+        assert f"({setting.variable(SERVER_PREFIX)}{shown})" in done.stdout
+    assert f"{SERVER_PREFIX}CONFIG" in done.stdout
+
+
+def test_the_help_without_a_command_lists_the_commands() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert "serve     receive OTLP" in done.stdout
+    assert "migrate   create or update" in done.stdout
+    nothing = run()
+    assert (nothing.returncode, nothing.stderr.split()) == (2, done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["srve"], "invalid choice: 'srve'"),
+        (["--bogus"], "unknown argument --bogus"),
+        (["serve", "--grpc-endpont", "x"], "did you mean --grpc-endpoint?; see otel-pg-exporter serve --help"),
+        (["serve", "--grpc", "x"], "unknown argument --grpc"),
+        (["serve", "--dsn"], "argument --dsn: expected one argument"),
+        (["serve", UNREACHABLE], "unknown argument postgresql://***@127.0.0.1:1/otel"),
+        (["serve", f"--dns={UNREACHABLE}"], "unknown argument --dns, did you mean --dsn?"),
+        (["host=db password=s3cret"], "invalid choice: 'host=db password=***"),
+        ([UNREACHABLE], "invalid choice"),
+        (["migrate", "--check", "--print"], "not allowed with"),
+        (["migrate"], "--dsn or OTEL_PG_EXPORTER_DSN"),
+        (["migrate", "--writers", "3"], "unknown argument --writers"),
+        (["serve", "--writers", "many"], "--writers: 'many' is no whole number"),
+        (["serve", "--grpc-endpoint", "4317"], "'4317' is no host:port"),
+        (["serve", "--log-level", "loud"], "'loud' is none of debug, info, warning, error"),
+        (["serve", "--config", "/nowhere.toml"], "/nowhere.toml: No such file"),
+        (["serve", "--dsn", "postgresql://u:s3cret@h:1/d?nonsense"], "the DSN is malformed"),
+        (["serve", "--dsn", "postgresql://u:s3cret/@h/d"], "percent-encoded"),
+        (["serve", "--dsn", "postgresql://u:p@s3cret@h/d"], "percent-encoded"),
+    ],
+)
+def test_a_wrong_command_line_gets_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
+    assert message in refused(*arguments, status=2)
+
+
+def test_a_wrong_variable_is_named() -> None:
+    error = refused("serve", status=2, OTEL_PG_EXPORTER_LINGER="soon")
+    assert error == "otel-pg-exporter: OTEL_PG_EXPORTER_LINGER: 'soon' is no number of seconds\n"
+
+
+def test_a_config_file_is_found_through_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("lingr = 1\n")
+    error = refused("serve", status=2, OTEL_PG_EXPORTER_CONFIG=str(file))
+    assert f"{file}: unknown setting 'lingr'; did you mean 'linger'?" in error
+
+
+# What keeps `serve` from starting.
+
+
+def test_an_unreachable_server_is_reported_without_the_password() -> None:
+    error = refused("serve", status=1, OTEL_PG_EXPORTER_DSN=UNREACHABLE)
+    assert "password=***" in error
+    assert "Connection refused" in error
+    assert "check that the server is up, and that --dsn (OTEL_PG_EXPORTER_DSN) names it" in error
+
+
+def test_a_wrong_password_is_reported_without_it(server: EmbeddedServer) -> None:
+    address = server.url("otel").partition("@")[2].partition("?")[0]
+    error = refused("serve", status=1, OTEL_PG_EXPORTER_DSN=f"postgresql://otel:s3cret@{address}")
+    assert 'password authentication failed for user "otel"' in error
+
+
+def test_a_password_on_the_command_line_earns_a_warning_and_one_in_the_environment_none() -> None:
+    warned = run("serve", "--dsn", UNREACHABLE)
+    assert "WARNING" in warned.stderr
+    assert "OTEL_PG_EXPORTER_DSN" in warned.stderr
+    assert "~/.pgpass" in warned.stderr
+    assert "s3cret" not in warned.stderr
+    assert "WARNING" not in run("serve", OTEL_PG_EXPORTER_DSN=UNREACHABLE).stderr
+    assert "WARNING" not in run("serve", "--dsn", UNREACHABLE.replace(":s3cret", "")).stderr
+
+
+def test_a_database_without_our_tables_is_refused_with_the_command_that_makes_them(empty_dsn: str) -> None:
+    assert "run `otel-pg-exporter migrate`" in refused("serve", "--dsn", empty_dsn, status=1)
+
+
+def test_an_older_schema_is_refused_with_the_command_that_updates_it(dsn: str) -> None:
+    execute(dsn, "DELETE FROM otel.schema_migrations WHERE version = (SELECT max(version) FROM otel.schema_migrations)")
+    error = refused("serve", "--dsn", dsn, status=1)
+    assert "is older than this package" in error
+    assert "run `otel-pg-exporter migrate`" in error
+
+
+def test_a_newer_schema_is_refused_with_the_advice_to_upgrade(dsn: str) -> None:
+    execute(dsn, "INSERT INTO otel.schema_migrations (version, name, checksum) VALUES (9999, '9999_later.sql', '')")
+    error = refused("serve", "--dsn", dsn, status=1)
+    assert "is newer than this package: it has 9999_later.sql" in error
+    assert "upgrade otel-pg-exporter" in error
+
+
+def test_a_port_in_use_is_refused_before_postgresql_is_even_started(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        endpoint = f"127.0.0.1:{other.getsockname()[1]}"
+        folder = tmp_path / "data"
+        error = refused("serve", "--grpc-endpoint", endpoint, "--data-dir", folder, status=1)
+    assert f"cannot listen on {endpoint}: Address already in use" in error
+    assert "--grpc-endpoint (OTEL_PG_EXPORTER_GRPC_ENDPOINT)" in error
+    assert not folder.exists()
+
+
+def test_a_data_folder_that_cannot_be_made_is_refused_with_the_setting_that_moves_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "data"
+    error = refused("serve", "--grpc-endpoint", "127.0.0.1:0", "--data-dir", folder, status=1)
+    assert f"the data folder {folder} cannot be used" in error
+    assert "--data-dir or OTEL_PG_EXPORTER_DATA_DIR" in error
+
+
+def test_a_bad_mapping_file_is_refused_with_file_column_and_reason(tmp_path: Path) -> None:
+    file = tmp_path / "tenant.toml"
+    file.write_text('table = "spans"\n[[column]]\nname = "tenant"\ntype = "text"\nfrom = "span.tenant"\n')
+    error = refused("serve", "--mappings", file, status=2)
+    assert str(file) in error
+    assert "tenant" in error
+
+
+def test_without_dsn_extra_and_server_one_line_names_all_remedies(open_folder: Path) -> None:
+    # A machine without any PostgreSQL, but for the places where one is looked for.
+    script = (
+        "import sys; from pathlib import Path; from otel_pg_exporter.postgres import embedded_binaries as places;"
+        "places.PACKAGE = 'nowhere_to_be_found'; places._DEBIAN = Path('/nowhere');"
+        "from otel_pg_exporter.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "serve", "--grpc-endpoint", "127.0.0.1:0", "--data-dir", open_folder],
+        env=environment(PATH="/nowhere"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "pip install 'otel-pg-exporter[embedded]'" in line
+    assert "--dsn or OTEL_PG_EXPORTER_DSN" in line
+
+
+# migrate
+
+
+def test_migrate_prints_the_sql_without_a_database() -> None:
+    done = run("migrate", "--print", "--schema", "telemetry")
+    assert done.returncode == 0
+    assert 'CREATE TABLE IF NOT EXISTS "telemetry".schema_migrations' in done.stdout
+    assert done.stderr == ""
+
+
+def test_migrate_bears_a_reader_that_goes_away() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(
+            [*PROGRAM, "migrate", "--print"], env=environment(), stdout=closed, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_migrate_makes_the_tables_and_check_tells_whether_they_are_up_to_date(empty_dsn: str) -> None:
+    assert "run `otel-pg-exporter migrate`" in refused("migrate", "--check", "--dsn", empty_dsn, status=1)
+    assert "applied 0001_tables.sql" in run("migrate", OTEL_PG_EXPORTER_DSN=empty_dsn).stdout
+    for again in (run("migrate", "--dsn", empty_dsn), run("migrate", "--check", "--dsn", empty_dsn)):
+        assert again.returncode == 0
+        assert again.stdout.startswith("schema otel (")
+        assert again.stdout.endswith(") is up to date\n")
+
+
+def test_migrate_reads_the_same_file_as_serve(empty_dsn: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f'dsn = "{empty_dsn}"\nschema = "telemetry"\nwriters = 4\n')
+    assert run("migrate", "--config", file).returncode == 0
+    assert execute(empty_dsn, "SELECT count(*) FROM telemetry.spans") == [(0,)]

@@ -1,0 +1,312 @@
+"""`serve` at work, as a process of its own: what it prints, how it stops, and what it outlives."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import grpc
+import psycopg
+import pytest
+
+from otel_pg_exporter.postgres.embedded import EmbeddedServer
+from otel_pg_exporter.postgres.embedded_process import read_postmaster_file
+from tests.receiver.support import TRACES, Client, Connect
+from tests.serving import Serving, StartServing, environment, span_request, start_serving
+from tests.support import wait_until
+
+# What a user may have set for other servers; none of it concerns the embedded one.
+MISLEADING = {
+    "PGDATABASE": "elsewhere",
+    "PGHOST": "192.0.2.1",
+    "PGHOSTADDR": "192.0.2.1",
+    "PGOPTIONS": "-c nonsense=1",
+    "PGPASSFILE": "/nowhere",
+    "PGPASSWORD": "s3cret",
+    "PGPORT": "1",
+    "PGREQUIREAUTH": "none",
+    "PGSERVICE": "elsewhere",
+    "PGSSLMODE": "verify-full",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGUSER": "somebody",
+}
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[StartServing]:
+    with start_serving(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Open channels that are closed when the test is over."""
+    channels: list[grpc.Channel] = []
+
+    def open_channel(address: str) -> Client:
+        channels.append(grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]))
+        return Client(channels[-1])
+
+    yield open_channel
+    for channel in channels:
+        channel.close()
+
+
+def count(dsn: str) -> int:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        return int(connection.execute("SELECT count(*) FROM otel.spans").fetchall()[0][0])
+
+
+@contextmanager
+def spans_locked(dsn: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """Keep every commit of spans waiting."""
+    with closing(psycopg.connect(dsn)) as connection:
+        connection.execute("LOCK TABLE otel.spans IN ACCESS EXCLUSIVE MODE")
+        yield connection
+
+
+def a_writer_waits(dsn: str) -> bool:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        waiting = "SELECT FROM pg_locks JOIN pg_class ON oid = relation WHERE NOT granted AND relname = 'spans'"
+        return connection.execute(waiting).fetchone() is not None
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Return the command lines that name a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().decode().replace("\0", " ")
+            except OSError:  # it has ended meanwhile
+                continue
+            if str(folder) in command:
+                found.append(command)
+    return found
+
+
+def postmaster(folder: Path) -> int:
+    state = read_postmaster_file(folder / "pgdata")
+    assert state is not None
+    return state.pid
+
+
+# With a PostgreSQL of its own.
+
+
+def test_its_own_postgresql_is_made_used_stopped_and_found_again(
+    serve: StartServing, connect: Connect, open_folder: Path
+) -> None:
+    first = serve("--data-dir", open_folder, variables=MISLEADING)
+    assert connect(first.address).export(TRACES, span_request(3)) == b""
+    query = [f"{first.psql} -Atc 'SELECT count(*) FROM otel.spans'"]
+    assert subprocess.check_output(query, shell=True, env=environment(), text=True) == "3\n"
+    first.send(signal.SIGINT)
+    assert first.wait() == 0
+    assert processes_of(open_folder) == []
+
+    second = serve("--data-dir", open_folder)
+    assert connect(second.address).export(TRACES, span_request(2)) == b""
+    query = [f"{second.psql} -Atc 'SELECT count(*) FROM otel.spans'"]
+    assert subprocess.check_output(query, shell=True, env=environment(), text=True) == "5\n"
+    for said in (first.stdout, first.stderr, second.stdout, second.stderr):
+        assert "s3cret" not in said
+        assert (open_folder / "passfile").read_text().strip().rpartition(":")[2] not in said
+        assert "Traceback" not in said
+
+
+def test_the_banner_says_where_it_listens_what_to_set_and_how_to_look(serve: StartServing, open_folder: Path) -> None:
+    banner = serve("--data-dir", open_folder).stdout
+    port = re.search(r"OTLP/gRPC +127.0.0.1:(\d+)", banner)
+    assert port is not None
+    assert f"export OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:{port[1]}\n" in banner
+    assert "export OTEL_EXPORTER_OTLP_PROTOCOL=grpc\n" in banner
+    assert "OTEL_LOGS_EXPORTER=otlp" in banner
+    assert re.search(rf"psql 'postgresql://otel@127.0.0.1:\d+/otel\?passfile={open_folder}/passfile'\n", banner)
+    assert re.search(r"transcoder +\w+", banner)
+
+
+def test_without_a_psql_on_the_path_its_own_is_named(serve: StartServing, open_folder: Path) -> None:
+    serving = serve("--data-dir", open_folder, variables={"PATH": "/nowhere"})
+    assert serving.psql.startswith("/")
+    query = [f"{serving.psql} -Atc 'SELECT 1'"]
+    assert subprocess.check_output(query, shell=True, env=environment(), text=True) == "1\n"
+
+
+def test_its_own_postgresql_comes_back_after_a_crash(serve: StartServing, connect: Connect, open_folder: Path) -> None:
+    serving = serve("--data-dir", open_folder, "--ack-timeout", "30")
+    client = connect(serving.address)
+    assert client.export(TRACES, span_request()) == b""
+    os.kill(postmaster(open_folder), signal.SIGKILL)
+    assert client.export(TRACES, span_request()) == b""
+    assert "the embedded PostgreSQL died" in serving.stderr
+    serving.send(signal.SIGTERM)
+    assert serving.wait() == 0
+    assert "2 rows in 2 batches" in serving.stderr
+    assert processes_of(open_folder) == []
+
+
+def test_a_signal_while_initdb_runs_ends_everything(serve: StartServing, open_folder: Path) -> None:
+    serving = serve("--data-dir", open_folder, ready=False)
+    wait_until(lambda: any("initdb" in command for command in processes_of(open_folder)), timeout=60)
+    serving.send(signal.SIGTERM)
+    assert serving.wait() == 0
+    assert serving.stdout == ""
+    assert "Traceback" not in serving.stderr
+    assert processes_of(open_folder) == []
+
+
+def test_a_signal_while_its_own_postgresql_recovers_ends_everything(serve: StartServing, open_folder: Path) -> None:
+    crashed = serve("--data-dir", open_folder)
+    os.kill(crashed.process.pid, signal.SIGKILL)
+    crashed.wait()
+    os.kill(postmaster(open_folder), signal.SIGKILL)
+    wait_until(lambda: processes_of(open_folder) == [])
+
+    serving = serve("--data-dir", open_folder, ready=False)
+    wait_until(lambda: processes_of(open_folder / "pgdata") != [], timeout=60)
+    serving.send(signal.SIGINT)
+    assert serving.wait() == 0
+    assert processes_of(open_folder) == []
+
+
+# With a PostgreSQL of somebody else's.
+
+
+def test_migrate_makes_the_tables_at_the_start_and_the_password_is_masked(
+    serve: StartServing, connect: Connect, server: EmbeddedServer, empty_dsn: str
+) -> None:
+    passfile = server.data_dir / "passfile"
+    password = passfile.read_text().strip().rpartition(":")[2]
+    dsn = empty_dsn.partition("?")[0].replace("otel@", f"otel:{password}@")
+    serving = serve("--migrate", variables={"OTEL_PG_EXPORTER_DSN": dsn})
+    assert connect(serving.address).export(TRACES, span_request()) == b""
+    assert count(empty_dsn) == 1
+    assert "password=***" in serving.stdout
+    assert serving.psql == f"psql '{empty_dsn.partition('?')[0]}'"
+    serving.send(signal.SIGTERM)
+    assert serving.wait() == 0
+    assert password not in serving.stdout + serving.stderr
+
+
+def test_a_signal_while_the_server_does_not_answer_ends_the_start(serve: StartServing) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        serving = serve("--dsn", f"host=127.0.0.1 port={port} dbname=x connect_timeout=100", ready=False)
+        silent.settimeout(60)
+        peer, _ = silent.accept()
+        with peer:
+            serving.send(signal.SIGINT)
+            assert serving.wait() == 0
+    assert "Traceback" not in serving.stderr
+
+
+def test_a_request_in_flight_is_finished_before_the_end(serve: StartServing, connect: Connect, dsn: str) -> None:
+    serving = serve("--dsn", dsn, "--ack-timeout", "60")
+    client = connect(serving.address)
+    with spans_locked(dsn) as locked:
+        future = client.future(TRACES, span_request())
+        wait_until(lambda: a_writer_waits(dsn))
+        serving.send(signal.SIGTERM)
+        wait_until(lambda: "SIGTERM: stopping" in serving.stderr)
+        late = connect(serving.address).refused(TRACES, span_request())
+        assert (late.code, late.retry_delay) == (grpc.StatusCode.UNAVAILABLE, 1)
+        assert serving.process.poll() is None
+        locked.rollback()
+    assert future.result() == b""
+    assert serving.wait() == 0
+    assert count(dsn) == 1
+    assert "statistics: 1 rows in 1 batches" in serving.stderr
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_ends_it_at_once(
+    serve: StartServing, connect: Connect, dsn: str, number: signal.Signals, status: int
+) -> None:
+    serving = serve("--dsn", dsn, "--ack-timeout", "60", "--shutdown-timeout", "600")
+    with spans_locked(dsn):
+        future = connect(serving.address).future(TRACES, span_request())
+        wait_until(lambda: a_writer_waits(dsn))
+        serving.send(number)
+        wait_until(lambda: "a second signal ends this" in serving.stderr)
+        serving.send(number)
+        assert serving.wait() == status
+        assert future.exception() is not None
+
+
+def test_a_second_signal_lets_its_own_postgresql_end_by_itself(
+    serve: StartServing, connect: Connect, open_folder: Path
+) -> None:
+    serving = serve("--data-dir", open_folder, "--ack-timeout", "60", "--shutdown-timeout", "600")
+    dsn = serving.psql.split("'")[1]
+    with spans_locked(dsn):
+        future = connect(serving.address).future(TRACES, span_request())
+        wait_until(lambda: a_writer_waits(dsn))
+        serving.send(signal.SIGTERM)
+        wait_until(lambda: "a second signal ends this" in serving.stderr)
+        serving.send(signal.SIGTERM)
+        assert serving.wait() == 143
+        assert future.exception() is not None
+        wait_until(lambda: processes_of(open_folder) == [])
+
+
+def test_statistics_are_logged_at_their_interval_and_at_the_end(
+    serve: StartServing, connect: Connect, dsn: str
+) -> None:
+    serving = serve("--dsn", dsn, "--statistics-interval", "0.1")
+    wait_until(lambda: serving.stderr.count("statistics: 0 rows") > 1)
+    body = span_request(3)
+    for _ in range(2):
+        assert connect(serving.address).export(TRACES, body) == b""
+    wait_until(lambda: "statistics: 3 rows in 2 batches, 3 duplicates" in serving.stderr)
+    serving.send(signal.SIGTERM)
+    assert serving.wait() == 0
+    *_, statistics, items = serving.stderr.splitlines()
+    assert re.match(r"[\d-]+ [\d:,]+ INFO +otel_pg_exporter.service: statistics: 3 rows in 2 batches", statistics)
+    assert "items: 6 received = 3 stored + 3 duplicate + 0 rejected + 0 refused + 0 in flight" in items
+
+
+def test_it_outlives_its_postgresql_and_asks_senders_to_come_again_meanwhile(
+    serve: StartServing, connect: Connect, own_server: EmbeddedServer
+) -> None:
+    serving = serve("--migrate", "--ack-timeout", "0.5", "--connect-timeout", "2", "--dsn", own_server.dsn)
+    client = connect(serving.address)
+    assert client.export(TRACES, span_request()) == b""
+    own_server.stop()
+    body = span_request()
+    away = client.refused(TRACES, body)
+    assert (away.code, away.retry_delay) == (grpc.StatusCode.UNAVAILABLE, 1)
+    own_server.start()
+    wait_until(lambda: _accepted(client, body))
+    assert count(own_server.dsn) == 2
+    serving.send(signal.SIGTERM)
+    assert serving.wait() == 0
+    assert "Traceback" not in serving.stderr
+
+
+def _accepted(client: Client, body: bytes) -> bool:
+    try:
+        return client.export(TRACES, body) == b""
+    except grpc.RpcError:
+        return False
+
+
+def test_a_log_level_leaves_out_what_is_less_severe(serve: StartServing, dsn: str) -> None:
+    serving = serve("--dsn", dsn, "--log-level", "warning")
+    serving.send(signal.SIGTERM)
+    assert serving.wait() == 0
+    assert serving.stderr == ""
+
+
+def test_several_stop_within_their_time_and_leave_no_connection(serve: StartServing, dsn: str) -> None:
+    servings: list[Serving] = [serve("--dsn", dsn, "--reuse-port") for _ in range(2)]
+    for serving in servings:
+        serving.send(signal.SIGTERM)
+    assert [serving.wait() for serving in servings] == [0, 0]
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'otel-pg-exporter'"
+        wait_until(lambda: connection.execute(f"{query} AND datname = current_database()".encode()).fetchone() == (0,))
