@@ -332,7 +332,7 @@ def _boolean(value: object) -> bool:
 def _seconds(value: object) -> float:
     try:
         number = float(typing.cast("str", value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
         raise ValueError(f"{value!r} is no number of seconds")
