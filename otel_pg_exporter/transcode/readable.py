@@ -24,6 +24,7 @@ from otel_pg_exporter.transcode.values import (
     ITEM_LEVEL,
     MAX_LEVEL,
     RESOURCE_LEVEL,
+    SCALARS,
     SPAN_ID_BYTES,
     TRACE_ID_BYTES,
     Event,
@@ -118,6 +119,8 @@ def _checked_log_record(readable: ReadableLogRecord) -> LogRecord:
 
 
 def _check_nesting(attributes: Mapping[str, Any], level: int) -> None:
+    if SCALARS.issuperset(map(type, attributes.values())):  # nearly always
+        return
     for key, value in attributes.items():
         if nests_too_deep(value, level):
             raise _NestingError(f"messages nest deeper than {MAX_LEVEL} levels in {key!r}")

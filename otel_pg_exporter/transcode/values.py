@@ -38,7 +38,7 @@ _REPLACEMENT = "\ufffd"
 _NUL_IN_JSON = "\\u0000"  # jsonb refuses it
 _MAX_DECIMAL_BITS = 1024  # CPython refuses to spell much longer integers in decimal
 
-_SCALARS = frozenset({bool, bytes, float, int, str, type(None)})
+SCALARS = frozenset({bool, bytes, float, int, str, type(None)})
 
 _OPTIONS: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
 _dumps = json.JSONEncoder(**_OPTIONS).encode
@@ -203,7 +203,7 @@ def spell_integer(value: int) -> str:
 
 def nests_too_deep(value: object, level: int) -> bool:
     """Say whether protobuf refuses a value for its nesting; `level` is the level of its AnyValue."""
-    if type(value) in _SCALARS or isinstance(value, str | bytes):
+    if type(value) in SCALARS or isinstance(value, str | bytes):
         return False
     if isinstance(value, Mapping):  # AnyValue > KeyValueList > KeyValue > AnyValue
         return level + (3 if value else 1) > MAX_LEVEL or any(
