@@ -62,16 +62,28 @@ def arrays(kinds: Sequence[ColumnType], rows: Iterable[Sequence[bytes | None]]) 
 
 
 def columns_of(table: Table, rows: Iterable[bytes]) -> list[Array]:
-    """Turn binary COPY tuples into one array a column."""
+    """Turn binary COPY tuples into one array a column.
+
+    A column that is NULL throughout becomes an empty array: unnest fills up what the other arrays are longer.
+    """
     pieces: list[list[bytes]] = [[] for _ in table.columns]
+    appends = [column.append for column in pieces]
     unpack = struct.Struct("!i").unpack_from
     for row in rows:
         start = 2
-        for column in pieces:
-            end = start + 4 + max(unpack(row, start)[0], 0)
-            column.append(row[start:end])
-            start = end
-    return [_join(column.type, fields) for column, fields in zip(table.columns, pieces, strict=True)]
+        for append in appends:
+            (length,) = unpack(row, start)
+            if length < 0:
+                append(_NULL)
+                start += 4
+            else:
+                end = start + 4 + length
+                append(row[start:end])
+                start = end
+    return [
+        _join(column.type, () if fields.count(_NULL) == len(fields) else fields)
+        for column, fields in zip(table.columns, pieces, strict=True)
+    ]
 
 
 def _join(kind: ColumnType, fields: Sequence[bytes]) -> Array:
@@ -110,15 +122,19 @@ class TableStatements:
     def __init__(self, schema: str, table: Table) -> None:
         target = sql.Identifier(schema, table.name)
         names = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
-        self.copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(target, names)
+        self.copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(target, names).as_bytes()
         # No conflict target and RETURNING of the key alone: a writer needs no right to read anything else.
-        self.insert = sql.SQL("INSERT INTO {} ({}) SELECT * FROM {} ON CONFLICT DO NOTHING{}").format(
-            target,
-            names,
-            unnest([column.type for column in table.columns]),
-            sql.SQL(" RETURNING ") + sql.SQL(", ").join(sql.Identifier(column.name) for column in table.key)
-            if table.key
-            else sql.SQL(""),
+        self.insert = (
+            sql.SQL("INSERT INTO {} ({}) SELECT * FROM {} ON CONFLICT DO NOTHING{}")
+            .format(
+                target,
+                names,
+                unnest([column.type for column in table.columns]),
+                sql.SQL(" RETURNING ") + sql.SQL(", ").join(sql.Identifier(column.name) for column in table.key)
+                if table.key
+                else sql.SQL(""),
+            )
+            .as_bytes()
         )
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.mapping import Mapping as ColumnMapping
@@ -35,21 +34,24 @@ class Method(enum.Enum):
 
 
 class Statements:
-    """Every statement of the write path, compiled once for a schema and a mapping."""
+    """Every statement of the write path, compiled once for a schema and a mapping.
+
+    As bytes: to put them together again took a quarter of a millisecond a batch.
+    """
 
     def __init__(self, settings: DatabaseSettings, mapping: ColumnMapping) -> None:
         schema = settings.schema
-        self.begin = statements.begin(settings)
+        self.begin = statements.begin(settings).as_bytes()
         self.tables = {signal: statements.TableStatements(schema, mapping.table(signal)) for signal in Signal}
         self.columns = {signal: mapping.table(signal) for signal in Signal}
         self.resources = mapping.resources
-        self.upsert_resources = statements.upsert_resources(schema, mapping.resources)
-        self.upsert_traces = statements.upsert_traces(schema, mapping.spans.sums)
+        self.upsert_resources = statements.upsert_resources(schema, mapping.resources).as_bytes()
+        self.upsert_traces = statements.upsert_traces(schema, mapping.spans.sums).as_bytes()
         self.sum_count = len(mapping.spans.sums)
-        self.claim_requests = statements.claim_requests(schema)
-        self.read_requests = statements.read_requests(schema)
-        self.amend_request = statements.amend_request(schema)
-        self.insert_dead_letters = statements.insert_dead_letters(schema)
+        self.claim_requests = statements.claim_requests(schema).as_bytes()
+        self.read_requests = statements.read_requests(schema).as_bytes()
+        self.amend_request = statements.amend_request(schema).as_bytes()
+        self.insert_dead_letters = statements.insert_dead_letters(schema).as_bytes()
 
 
 class BadTracesError(Exception):
@@ -277,7 +279,7 @@ class Transaction:
             parameters = [answer.rejected, answer.error_message, request_id.hex()]
             self._connection.execute(self._compiled.amend_request, parameters)
 
-    def _execute(self, statement: sql.Composed, parameters: Sequence[object]) -> psycopg.Cursor[tuple[Any, ...]]:
+    def _execute(self, statement: bytes, parameters: Sequence[object]) -> psycopg.Cursor[tuple[Any, ...]]:
         return self._connection.execute(statement, parameters)
 
     def _refused(self, ids: Sequence[bytes], upsert: Callable[[Sequence[bytes]], None]) -> dict[bytes, psycopg.Error]:
