@@ -269,11 +269,14 @@ class _Ticker:
 
     def _run(self) -> None:
         while not self._stopping.wait(max(0.0, min(due for due, _ in self._due) - self._clock())):
-            now = self._clock()
-            for index, (due, job) in enumerate(self._due):
-                if due <= now:
-                    self._try(job)
-                    self._due[index] = (self._clock() + job.interval, job)
+            self._run_due()
+
+    def _run_due(self) -> None:
+        now = self._clock()
+        for index, (due, job) in enumerate(self._due):
+            if due <= now:
+                self._try(job)
+                self._due[index] = (self._clock() + job.interval, job)
 
     def _try(self, job: _Job) -> None:
         try:

@@ -206,7 +206,7 @@ def test_a_signal_while_the_server_does_not_answer_ends_the_start(serve: StartSe
 
 
 def test_a_request_in_flight_is_finished_before_the_end(serve: StartServing, connect: Connect, dsn: str) -> None:
-    serving = serve("--dsn", dsn, "--ack-timeout", "60")
+    serving = serve("--dsn", dsn, "--ack-timeout", "60", "--lock-timeout", "120", "--statement-timeout", "120")
     client = connect(serving.address)
     with spans_locked(dsn) as locked:
         future = client.future(TRACES, span_request())
@@ -227,7 +227,18 @@ def test_a_request_in_flight_is_finished_before_the_end(serve: StartServing, con
 def test_a_second_signal_ends_it_at_once(
     serve: StartServing, connect: Connect, dsn: str, number: signal.Signals, status: int
 ) -> None:
-    serving = serve("--dsn", dsn, "--ack-timeout", "60", "--shutdown-timeout", "600")
+    serving = serve(
+        "--dsn",
+        dsn,
+        "--ack-timeout",
+        "60",
+        "--lock-timeout",
+        "120",
+        "--statement-timeout",
+        "120",
+        "--shutdown-timeout",
+        "600",
+    )
     with spans_locked(dsn):
         future = connect(serving.address).future(TRACES, span_request())
         wait_until(lambda: a_writer_waits(dsn))
@@ -241,7 +252,18 @@ def test_a_second_signal_ends_it_at_once(
 def test_a_second_signal_lets_its_own_postgresql_end_by_itself(
     serve: StartServing, connect: Connect, open_folder: Path
 ) -> None:
-    serving = serve("--data-dir", open_folder, "--ack-timeout", "60", "--shutdown-timeout", "600")
+    serving = serve(
+        "--data-dir",
+        open_folder,
+        "--ack-timeout",
+        "60",
+        "--lock-timeout",
+        "120",
+        "--statement-timeout",
+        "120",
+        "--shutdown-timeout",
+        "600",
+    )
     dsn = serving.psql.split("'")[1]
     with spans_locked(dsn):
         future = connect(serving.address).future(TRACES, span_request())

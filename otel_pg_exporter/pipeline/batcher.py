@@ -123,6 +123,7 @@ class Batcher:
             except RetryableError:  # the writer has logged it; senders need not know our database
                 if not backoff.wait():
                     _fail(requests, OverloadedError(_SHUT_DOWN))
+                    return
             else:
                 for each, outcome in zip(requests, outcomes, strict=True):
                     with suppress(InvalidStateError):  # cancelled meanwhile: committed, but its sender was sent away

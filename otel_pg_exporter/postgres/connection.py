@@ -45,12 +45,12 @@ def parse_dsn(dsn: str) -> dict[str, Any]:
         raise ConfigurationError(
             "the DSN is malformed: it must read postgresql://user@host:port/database or key=value pairs"
         ) from None
-    # A password with a bare `/` or `?` ends up in the port and the database's name, one with `@` in the host's.
+    # A password with a bare `/` ends up in the port and the database's name, one with `@` in the host's.
     is_url = dsn.startswith(("postgresql://", "postgres://"))
     if re.fullmatch(r"[\d,\s]*", parts.get("port", "")) is None or (is_url and _holds_at(dsn, parts)):
         raise ConfigurationError(
-            "the DSN is malformed: in a URL, the characters / ? # @ : % of a password must be percent-encoded "
-            "(@ is %40, / is %2F), and a port is a number"
+            "the DSN is malformed: in a URL, the characters / @ % of a password must be percent-encoded "
+            "(as %2F, %40, %25), and a port is a number"
         )
     return parts
 

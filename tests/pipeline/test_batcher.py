@@ -132,6 +132,7 @@ def test_shutdown_during_an_outage_fails_what_waits_with_a_retryable_error() -> 
             answer.result(10)
     with pytest.raises(OverloadedError, match="shutting down"):
         batcher.submit(request())
+    assert batcher.shutdown(10)  # its thread has ended
 
 
 def test_a_bug_in_writing_fails_its_requests_and_no_later_ones() -> None:

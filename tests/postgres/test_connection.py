@@ -12,7 +12,15 @@ import pytest
 
 from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.errors import ConfigurationError, DatabaseUnavailableError
-from otel_pg_exporter.postgres.connection import Connection, Connections, connect, mask_dsn, parse_dsn, watchdog
+from otel_pg_exporter.postgres.connection import (
+    Connection,
+    Connections,
+    connect,
+    mask_dsn,
+    parse_dsn,
+    shareable_url,
+    watchdog,
+)
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 
 
@@ -50,6 +58,47 @@ def test_a_masked_dsn_shows_everything_but_the_password() -> None:
     masked = mask_dsn("postgresql://user:s3cret@host/db")
     assert "s3cret" not in masked
     assert "password=***" in masked
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://user:s3cr/et@host/db",
+        "postgresql://user:12/s3cret@host/db",
+        "postgresql://user:pass@s3cret@host/db",
+        "postgres://user:pass@s3cret/db@host",
+    ],
+)
+def test_a_url_whose_password_is_not_encoded_is_refused_before_it_ends_up_elsewhere(dsn: str) -> None:
+    for use in (parse_dsn, mask_dsn, shareable_url):
+        with pytest.raises(ConfigurationError) as caught:
+            use(dsn)
+        assert "s3cr" not in str(caught.value)
+
+
+def test_encoded_characters_are_fine_anywhere_in_a_url() -> None:
+    parts = parse_dsn("postgresql://us%40er:p%2Fa%40ss@host:5432/d%40b")
+    assert parts == {"user": "us@er", "password": "p/a@ss", "host": "host", "port": "5432", "dbname": "d@b"}
+    assert parse_dsn("host=a@b dbname=c@d")["dbname"] == "c@d"
+
+
+@pytest.mark.parametrize(
+    ("dsn", "url"),
+    [
+        ("postgresql://user:s3cret@host:5432/db", "postgresql://user@host:5432/db"),
+        ("host=/run/postgresql dbname=db password=s3cret", "postgresql:///db?host=/run/postgresql"),
+        ("postgresql://user:s3cret@one:1,two:2/db", "postgresql://user@/db?host=one%2Ctwo&port=1%2C2"),
+        ("postgresql://[::1]:5432/db?sslpassword=s3cret", "postgresql:///db?host=%3A%3A1&port=5432"),
+        ("service=telemetry", "postgresql:///?service=telemetry"),
+        (r"user='it\'s me' passfile='/a b/it\'s'", "postgresql://it%27s%20me@/?passfile=/a%20b/it%27s"),
+        ("host='' port='' dbname=db", "postgresql:///db"),
+        ("", "postgresql:///"),
+    ],
+)
+def test_a_dsn_can_be_shared_as_a_url_for_a_shell_without_its_passwords(dsn: str, url: str) -> None:
+    assert shareable_url(dsn) == url
+    kept = {key: value for key, value in parse_dsn(dsn).items() if value and "password" not in key}
+    assert parse_dsn(url) == kept
 
 
 def test_a_connect_timeout_that_is_no_number_is_refused_before_the_first_connection() -> None:
