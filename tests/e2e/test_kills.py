@@ -82,11 +82,16 @@ def terminate_backend(server: EmbeddedServer, backend: int) -> None:
 def copy_held(dsn: str) -> Iterator[int]:
     """Hold every COPY as soon as it has begun; yield the process id of a backend in the middle of one."""
     connection = psycopg.connect(dsn, autocommit=True)
-    found: list[tuple[int]] = []
+    held: set[int] = set()
+
+    def look() -> bool:
+        held.update(backend for (backend,) in connection.execute(_COPYING))
+        return bool(held)
+
     try:
         connection.execute("SELECT pg_advisory_lock(1)")
-        wait_until(lambda: found.extend(connection.execute(_COPYING).fetchall()) or found, timeout=60)
-        yield found[0][0]
+        wait_until(look, timeout=60)
+        yield held.pop()
     finally:
         connection.close()  # if it is not dead already; with it goes the lock
 
