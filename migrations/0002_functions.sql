@@ -23,9 +23,16 @@ COMMENT ON FUNCTION merge_service_names(text[], text[]) IS
 
 CREATE FUNCTION minute_of(moment timestamptz) RETURNS int4
     LANGUAGE sql STABLE PARALLEL SAFE
-AS $body$ SELECT floor(extract(epoch FROM moment) / 60)::int4 $body$;
+AS $body$
+    SELECT CASE
+        WHEN moment >= to_timestamp(2147483647 * 60.0) THEN 2147483647 -- infinity among them
+        WHEN moment = '-infinity' THEN (-2147483648)::int4
+        ELSE floor(extract(epoch FROM moment) / 60)::int4
+    END
+$body$;
 COMMENT ON FUNCTION minute_of(timestamptz) IS
-    'Whole minutes since 1970-01-01 UTC: what start_minute and time_minute hold, for conditions on them.';
+    'Whole minutes since 1970-01-01 UTC: what start_minute and time_minute hold, for conditions on them. The infinities '
+    'are the limits of int4.';
 
 CREATE FUNCTION span_kind_name(kind int2) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE

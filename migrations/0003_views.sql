@@ -1,5 +1,5 @@
--- Views for people and dashboards. Conditions on start_time or time reach the partitions; where a view counts by
--- minute, conditions on start_minute do: `WHERE start_minute >= minute_of(now() - interval '1 hour')`.
+-- Views for people and dashboards, and functions for a range of time where a view cannot be narrowed well. Conditions on
+-- start_time or time prune partitions; conditions on start_minute or time_minute use the indexes.
 
 -- What follows from the promoted columns: run again by `migrate` whenever it has added some.
 CREATE FUNCTION follow_promoted_columns() RETURNS void
@@ -97,30 +97,95 @@ REVOKE EXECUTE ON FUNCTION follow_promoted_columns() FROM PUBLIC;
 
 SELECT follow_promoted_columns();
 
-CREATE VIEW red_metrics AS
-SELECT s.start_minute, to_timestamp(s.start_minute * 60.0) AS minute, s.service_name, s.name AS operation,
-    span_kind_name(s.kind) AS kind, count(*) AS spans, round(count(*) / 60.0, 3) AS rate_per_second,
-    count(*) FILTER (WHERE s.status_code = 2) AS errors,
-    round(count(*) FILTER (WHERE s.status_code = 2) / count(*)::numeric, 4) AS error_ratio,
-    percentile_cont(0.5) WITHIN GROUP (ORDER BY s.duration_ns / 1e6) AS p50_ms,
-    percentile_cont(0.95) WITHIN GROUP (ORDER BY s.duration_ns / 1e6) AS p95_ms,
-    percentile_cont(0.99) WITHIN GROUP (ORDER BY s.duration_ns / 1e6) AS p99_ms
-FROM spans AS s
-GROUP BY s.start_minute, s.service_name, s.name, s.kind;
-COMMENT ON VIEW red_metrics IS
-    'Rate, errors and duration per minute, service and operation. Narrow it by start_minute.';
+-- Each of these is two things made from one query: a view, which is simple and counts all there is, and a function of
+-- the same name and columns for a range of time. A view groups before a condition on start_time could reach the spans;
+-- the function's conditions stand where they prune partitions (start_time) and use the key (start_minute). The functions
+-- are plain SQL without settings of their own, so that the planner unfolds them into the query around them; therefore
+-- they name the schema. They read with the caller's rights, the views with their owner's.
+DO $do$
+DECLARE
+    red_metrics constant text := $query$
+        SELECT s.start_minute, to_timestamp(s.start_minute * 60.0) AS minute, s.service_name, s.name AS operation,
+            %1$I.span_kind_name(s.kind) AS kind, count(*) AS spans, round(count(*) / 60.0, 3) AS rate_per_second,
+            count(*) FILTER (WHERE s.status_code = 2) AS errors,
+            round(count(*) FILTER (WHERE s.status_code = 2) / count(*)::numeric, 4) AS error_ratio,
+            percentile_cont(0.5) WITHIN GROUP (ORDER BY s.duration_ns / 1e6) AS p50_ms,
+            percentile_cont(0.95) WITHIN GROUP (ORDER BY s.duration_ns / 1e6) AS p95_ms,
+            percentile_cont(0.99) WITHIN GROUP (ORDER BY s.duration_ns / 1e6) AS p99_ms
+        FROM %1$I.spans AS s
+        WHERE %2$s
+        GROUP BY s.start_minute, s.service_name, s.name, s.kind
+    $query$;
+    service_map constant text := $query$
+        SELECT child.start_minute, to_timestamp(child.start_minute * 60.0) AS minute, parent.service_name AS caller,
+            child.service_name AS callee, count(*) AS calls, count(*) FILTER (WHERE child.status_code = 2) AS errors,
+            percentile_cont(0.5) WITHIN GROUP (ORDER BY child.duration_ns / 1e6) AS p50_ms,
+            percentile_cont(0.95) WITHIN GROUP (ORDER BY child.duration_ns / 1e6) AS p95_ms
+        FROM %1$I.spans AS child
+        JOIN %1$I.spans AS parent ON parent.trace_id = child.trace_id AND parent.span_id = child.parent_span_id
+        WHERE parent.service_name IS DISTINCT FROM child.service_name AND %2$s
+        GROUP BY child.start_minute, parent.service_name, child.service_name
+    $query$;
+    genai_usage constant text := $query$
+        SELECT (s.start_time AT TIME ZONE 'UTC')::date AS day, s.gen_ai_provider_name AS provider,
+            coalesce(s.gen_ai_response_model, s.gen_ai_request_model) AS model, s.gen_ai_operation_name AS operation,
+            s.service_name, count(*) AS calls, count(*) FILTER (WHERE s.status_code = 2) AS errors,
+            sum(s.gen_ai_input_tokens) AS input_tokens, sum(s.gen_ai_output_tokens) AS output_tokens,
+            sum(s.gen_ai_cache_read_input_tokens) AS cache_read_input_tokens,
+            sum(s.gen_ai_cache_creation_input_tokens) AS cache_creation_input_tokens,
+            sum(s.gen_ai_reasoning_output_tokens) AS reasoning_output_tokens
+        FROM %1$I.spans AS s
+        WHERE coalesce(s.gen_ai_response_model, s.gen_ai_request_model) IS NOT NULL AND %2$s
+        GROUP BY 1, 2, 3, 4, 5
+    $query$;
+    within_range constant text := $condition$
+        %2$I.start_time >= from_time AND %2$I.start_time < to_time
+        AND %2$I.start_minute BETWEEN %1$I.minute_of(from_time) AND %1$I.minute_of(to_time)
+    $condition$;
+    -- Once for each pair, so that neighbouring ranges add up, and once for the range, so that partitions are pruned.
+    within_reach constant text := $condition$
+        AND parent.start_time BETWEEN child.start_time - reach AND child.start_time + interval '1 minute'
+        AND parent.start_time >= from_time - reach AND parent.start_time < to_time + interval '1 minute'
+        AND parent.start_minute BETWEEN %1$I.minute_of(from_time - reach)
+            AND %1$I.minute_of(to_time + interval '1 minute')
+    $condition$;
+    target record;
+BEGIN
+    FOR target IN
+        SELECT * FROM (VALUES
+            ('red_metrics', red_metrics, '', format(within_range, current_schema(), 's')),
+            ('genai_usage', genai_usage, '', format(within_range, current_schema(), 's')),
+            ('service_map', service_map, ', reach interval DEFAULT ''10 minutes''',
+                format(within_range, current_schema(), 'child') || format(within_reach, current_schema()))
+        ) AS t (name, query, parameters, condition)
+    LOOP
+        EXECUTE format('CREATE VIEW %I AS ', target.name) || format(target.query, current_schema(), 'true');
+        EXECUTE format(
+            'CREATE FUNCTION %1$I(from_time timestamptz, to_time timestamptz DEFAULT now()%2$s) RETURNS SETOF %1$I'
+            ' LANGUAGE sql STABLE PARALLEL SAFE AS %3$L',
+            target.name, target.parameters, format(target.query, current_schema(), target.condition)
+        );
+    END LOOP;
+END
+$do$;
 
-CREATE VIEW service_map AS
-SELECT child.start_minute, to_timestamp(child.start_minute * 60.0) AS minute, parent.service_name AS caller,
-    child.service_name AS callee, count(*) AS calls, count(*) FILTER (WHERE child.status_code = 2) AS errors,
-    percentile_cont(0.5) WITHIN GROUP (ORDER BY child.duration_ns / 1e6) AS p50_ms,
-    percentile_cont(0.95) WITHIN GROUP (ORDER BY child.duration_ns / 1e6) AS p95_ms
-FROM spans AS child
-JOIN spans AS parent ON parent.trace_id = child.trace_id AND parent.span_id = child.parent_span_id
-WHERE parent.service_name IS DISTINCT FROM child.service_name
-GROUP BY child.start_minute, parent.service_name, child.service_name;
+COMMENT ON VIEW red_metrics IS
+    'Rate, errors and duration per minute, service and operation. Narrow it by start_minute, or call the function.';
+COMMENT ON FUNCTION red_metrics(timestamptz, timestamptz) IS
+    'The view red_metrics for the spans that started from from_time on and before to_time: reads only these. Give whole '
+    'minutes, or the first and the last one count in part.';
 COMMENT ON VIEW service_map IS
-    'Who called whom: spans whose parent belongs to another service, per minute of the callee. Narrow it by start_minute.';
+    'Who called whom: spans whose parent belongs to another service, per minute of the callee. Looks for parents among '
+    'all spans, even when narrowed by start_minute: for a range of time, call the function.';
+COMMENT ON FUNCTION service_map(timestamptz, timestamptz, interval) IS
+    'The view service_map for the calls that started from from_time on and before to_time: reads only these, and for '
+    'their callers what started up to reach before. A caller counts if it started at most reach before its callee, or '
+    'a minute after it, since clocks differ.';
+COMMENT ON VIEW genai_usage IS
+    'Calls and tokens of language models by day (UTC), provider, model, operation and service, over all spans: for a '
+    'range of time, call the function. Agents may report the tokens of their calls once more: choose by operation.';
+COMMENT ON FUNCTION genai_usage(timestamptz, timestamptz) IS
+    'The view genai_usage for the spans that started from from_time on and before to_time: reads only these.';
 
 CREATE VIEW slow_spans AS
 SELECT s.trace_id, replace(s.trace_id::text, '-', '') AS trace_id_hex, encode(s.span_id, 'hex') AS span_id_hex,
@@ -130,21 +195,6 @@ FROM spans AS s
 WHERE s.duration_ns >= 1000000000
 ORDER BY s.duration_ns DESC;
 COMMENT ON VIEW slow_spans IS 'Spans of a second or more, slowest first. Narrow it by start_time.';
-
-CREATE VIEW genai_usage AS
-SELECT (s.start_time AT TIME ZONE 'UTC')::date AS day, s.gen_ai_provider_name AS provider,
-    coalesce(s.gen_ai_response_model, s.gen_ai_request_model) AS model, s.gen_ai_operation_name AS operation,
-    s.service_name, count(*) AS calls, count(*) FILTER (WHERE s.status_code = 2) AS errors,
-    sum(s.gen_ai_input_tokens) AS input_tokens, sum(s.gen_ai_output_tokens) AS output_tokens,
-    sum(s.gen_ai_cache_read_input_tokens) AS cache_read_input_tokens,
-    sum(s.gen_ai_cache_creation_input_tokens) AS cache_creation_input_tokens,
-    sum(s.gen_ai_reasoning_output_tokens) AS reasoning_output_tokens
-FROM spans AS s
-WHERE coalesce(s.gen_ai_response_model, s.gen_ai_request_model) IS NOT NULL
-GROUP BY 1, 2, 3, 4, 5;
-COMMENT ON VIEW genai_usage IS
-    'Calls and tokens of language models by day (UTC), provider, model, operation and service. Agents may report the '
-    'tokens of their calls once more: choose by operation.';
 
 CREATE VIEW grafana_traces AS
 SELECT s.trace_id, s.start_time, replace(s.trace_id::text, '-', '') AS "traceID", encode(s.span_id, 'hex') AS "spanID",

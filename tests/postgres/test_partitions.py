@@ -226,3 +226,6 @@ def test_objects_in_the_callers_search_path_are_not_trusted(connection: Connecti
 def test_minutes_agree_with_the_sql_function(connection: Connection) -> None:
     for moment in (EPOCH, NOON, NOON + dt.timedelta(seconds=59)):
         assert fetch(connection, "SELECT minute_of(%s)", moment) == [(minute_of(moment),)]
+    assert fetch(connection, "SELECT minute_of('-infinity'), minute_of('infinity'), minute_of(NULL)") == [
+        (-(2**31), 2**31 - 1, None)
+    ]

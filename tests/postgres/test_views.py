@@ -1,4 +1,5 @@
 import datetime as dt
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from otel_pg_exporter.model import Anomaly
 from otel_pg_exporter.postgres.partitions import ensure_partitions
 from tests.postgres.samples import (
+    EPOCH,
     NOON,
     RESOURCE,
     TRACE,
@@ -115,6 +117,101 @@ def test_the_service_map_says_who_calls_whom(connection: Connection) -> None:
     assert fetch(connection, "SELECT minute, caller, callee, calls, errors, p50_ms FROM service_map") == [
         (NOON, "web", "shop", 2, 1, 5)
     ]
+
+
+# A range of time.
+
+RANGES = {
+    "red_metrics": "red_metrics(%s, %s)",
+    "service_map": "service_map(%s, %s)",
+    "genai_usage": "genai_usage(%s, %s)",
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_range_of_time_reads_its_days_partitions_alone(name: str, connection: Connection) -> None:
+    day_number = minute_of(NOON) // 1440
+    ensure_partitions(connection, "otel", range(day_number - 3, day_number + 4))
+    plan = fetch(
+        connection, f"EXPLAIN SELECT * FROM {RANGES[name]}", NOON - dt.timedelta(days=1), NOON + dt.timedelta(hours=1)
+    )
+    assert set(re.findall(r"spans_(?:p\d+|default)(?= )", str(plan))) == {"spans_p20261122", "spans_p20261123"}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_range_that_now_ends_prunes_partitions_when_it_runs(name: str, connection: Connection) -> None:
+    ensure_partitions(connection, "otel", range(20_000, 20_005))  # long ago
+    plan = fetch(connection, f"EXPLAIN (ANALYZE, COSTS OFF) SELECT * FROM {name}(now() - interval '1 hour')")
+    assert "Subplans Removed" in str(plan)
+    assert not re.search("spans_p2024", str(plan))
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_range_uses_the_primary_key(name: str, connection: Connection) -> None:
+    connection.execute("SET enable_seqscan = off")
+    plan = fetch(connection, f"EXPLAIN SELECT * FROM {RANGES[name]}", NOON, NOON + dt.timedelta(hours=1))
+    conditions = [line for (line,) in plan if "Index Cond: ((start_minute >= " in line]
+    tables = 2 if name == "service_map" else 1
+    assert len(conditions) >= tables
+    assert not any("Function Scan" in line for (line,) in plan)
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_all_time_shows_what_the_view_shows(name: str, connection: Connection) -> None:
+    call: dict[str, Any] = {"gen_ai_request_model": "m", "gen_ai_input_tokens": 7}
+    insert(
+        connection,
+        "spans",
+        span(1, service_name="web", **call),
+        span(2, NOON + dt.timedelta(minutes=3), parent_span_id=span(1)["span_id"], **call),
+        span(3, NOON + dt.timedelta(days=1), **call),
+        span(4, EPOCH, **call),
+    )
+    view = fetch(connection, f"SELECT * FROM {name} ORDER BY 1, 2, 3, 4, 5")
+    assert view
+    assert fetch(connection, f"SELECT * FROM {RANGES[name]} ORDER BY 1, 2, 3, 4, 5", "-infinity", "infinity") == view
+
+
+def test_a_range_takes_in_its_beginning_and_leaves_out_its_end(connection: Connection) -> None:
+    minute = dt.timedelta(minutes=1)
+    insert(
+        connection,
+        "spans",
+        *[span(n, NOON + n * minute / 2, name="buy", gen_ai_request_model="m") for n in range(1, 7)],
+    )
+    for count in ("sum(spans) FROM red_metrics", "sum(calls) FROM genai_usage"):
+        assert fetch(connection, f"SELECT {count}(%s, %s)", NOON + minute, NOON + 2 * minute) == [(2,)]
+    assert fetch(connection, "SELECT count(*) FROM red_metrics(%s, NULL)", NOON) == [(0,)]
+
+
+def test_neighbouring_ranges_of_the_service_map_add_up(connection: Connection) -> None:
+    minute = dt.timedelta(minutes=1)
+    parent = span(1)["span_id"]
+    insert(
+        connection,
+        "spans",
+        span(1, service_name="web"),
+        *[span(2 + n, NOON + n * minute, parent_span_id=parent) for n in (-2, -1, 0, 4, 5, 10, 11)],
+    )
+
+    def calls(since: int, until: int, reach: str = "10 minutes") -> int:
+        [(total,)] = fetch(
+            connection,
+            "SELECT coalesce(sum(calls), 0) FROM service_map(%s, %s, %s)",
+            *(NOON + since * minute, NOON + until * minute, reach),
+        )
+        return int(total)
+
+    assert calls(-60, 60) == 5, "from a minute before the caller until ten after it"
+    assert calls(-60, 0) + calls(0, 5) + calls(5, 60) == 5
+    assert calls(-60, 60, "1 hour") == 6
+    assert calls(-60, 60, "4 minutes") == 3
+
+
+def test_a_range_needs_no_search_path(connection: Connection) -> None:
+    connection.execute("SET search_path = ''")
+    for call in RANGES.values():
+        assert fetch(connection, f"SELECT * FROM otel.{call}", NOON, NOON) == []
 
 
 def test_slow_spans_come_slowest_first(connection: Connection) -> None:
