@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import psycopg
 import pytest
@@ -10,6 +11,7 @@ from psycopg.conninfo import make_conninfo
 
 from otel_pg_exporter import mapping
 from otel_pg_exporter.config import DatabaseSettings
+from otel_pg_exporter.model import Outcome
 from otel_pg_exporter.postgres.migrate import check, migrate
 from otel_pg_exporter.postgres.partitions import ahead, ensure_partitions
 from tests.postgres.samples import (
@@ -24,6 +26,8 @@ from tests.postgres.samples import (
     open_connection,
     span,
 )
+from tests.workload import database, logs, record, traces
+from tests.workload import span as workload_span
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "roles.md"
 ROLES = ("otel_migrator", "otel_writer", "otel_reader")
@@ -38,6 +42,7 @@ def granted(empty_dsn: str) -> Iterator[str]:
     once, rights = re.findall(r"```sql\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     with psycopg.connect(empty_dsn, autocommit=True) as administrator:
         database = administrator.info.dbname
+        # CONNECT and TEMPORARY: what a role may do must come from the document.
         administrator.execute(f"REVOKE ALL ON DATABASE {database} FROM PUBLIC".encode())
         administrator.execute(once.replace("telemetry", database).encode())
         for role in ROLES:
@@ -96,20 +101,12 @@ def test_the_writer_does_all_that_ingest_needs(writer: Connection) -> None:
             )
 
 
-def test_the_writer_stages_duplicates(writer: Connection) -> None:
-    row = span(1)
-    insert(writer, "spans", row)
-    columns = ", ".join(row)
-    with writer.transaction():
-        writer.execute(
-            "CREATE TEMP TABLE staging (start_minute int4, trace_id uuid, span_id bytea, start_time timestamptz)"
-            " ON COMMIT DROP"
-        )
-        writer.execute(
-            f"INSERT INTO spans ({columns}) VALUES ({', '.join(['%s'] * len(row))}) ON CONFLICT DO NOTHING"
-            " RETURNING start_minute, trace_id, span_id, start_time".encode(),
-            list(row.values()),
-        )
+@pytest.mark.parametrize("method", ["copy", "insert"])
+def test_the_writer_stores_what_comes_twice_once(granted: str, method: Literal["copy", "insert"]) -> None:
+    with database(as_role("otel_writer", granted), method=method) as opened:
+        for batch in (traces(workload_span(0), workload_span(1)), logs(record("once"), record("once"))):
+            assert opened.writer.write([batch]) == [Outcome(stored=2)]
+            assert opened.writer.write([batch]) == [Outcome(duplicate=2)]
 
 
 def test_the_writer_keeps_traces_up_to_date(writer: Connection) -> None:
@@ -139,6 +136,7 @@ def test_the_writer_keeps_traces_up_to_date(writer: Connection) -> None:
         "SELECT * FROM span_details",
         "SELECT * FROM grafana_logs",
         "SELECT * FROM spans_default",
+        "SELECT * FROM red_metrics(now())",
         "SELECT * FROM trace_spans('00000000-0000-0000-0000-000000000001')",
         "UPDATE spans SET name = ''",
         "UPDATE resources SET attributes = NULL",
@@ -150,6 +148,7 @@ def test_the_writer_keeps_traces_up_to_date(writer: Connection) -> None:
         "DROP TABLE spans",
         "ALTER TABLE spans ADD COLUMN x int",
         "CREATE TABLE otel.mine ()",
+        "CREATE TEMPORARY TABLE mine ()",
         "INSERT INTO schema_migrations VALUES (9, '', '')",
         "INSERT INTO spans_default (name) VALUES ('')",
         "SELECT follow_promoted_columns()",
@@ -175,6 +174,8 @@ def test_the_reader_reads_everything_and_writes_nothing(reader: Connection, writ
     for (view,) in views:
         fetch(reader, f"SELECT * FROM {view}")
     assert fetch(reader, "SELECT count(*) FROM trace_tree(%s)", TRACE) == [(0,)]
+    for function in ("red_metrics", "service_map", "genai_usage"):
+        fetch(reader, f"SELECT * FROM {function}(now() - interval '1 hour')")
     for statement in ("DELETE FROM traces", "SELECT ensure_partitions('2026-11-25', '2026-11-25')"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             reader.execute(statement.encode())
