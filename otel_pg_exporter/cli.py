@@ -285,6 +285,8 @@ def _serve(options: argparse.Namespace) -> int:
             for name in [name for name in os.environ if name.startswith("PG")]:
                 del os.environ[name]
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core logs to stderr in a form of its own
+        # What gRPC does in a forked child, for its own sake, crashed one in a hundred before they became PostgreSQL.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
         from otel_pg_exporter.service import Service
 
         signals.service = service = Service(settings)

@@ -19,6 +19,9 @@ from otel_pg_exporter.postgres.embedded import EmbeddedServer, find_binaries
 from otel_pg_exporter.postgres.embedded_binaries import debian_binaries
 from tests.support import FAST
 
+# As `serve` does, before gRPC is imported: its fork handlers crashed one in a hundred of PostgreSQL's processes.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
 _numbers = itertools.count(1)
 
 

@@ -302,6 +302,7 @@ def test_it_outlives_its_postgresql_and_asks_senders_to_come_again_meanwhile(
     body = span_request()
     away = client.refused(TRACES, body)
     assert (away.code, away.retry_delay) == (grpc.StatusCode.UNAVAILABLE, 1)
+    assert "WARNING otel_pg_exporter.postgres.writer: PostgreSQL cannot be reached" in serving.stderr
     own_server.start()
     wait_until(lambda: _accepted(client, body))
     assert count(own_server.dsn) == 2

@@ -72,9 +72,12 @@ def a_writer_waits(dsn: str) -> bool:
     return rows(dsn, query) != []
 
 
-def our_threads() -> set[str]:
-    names = ("writer-", "ticker", "otlp-grpc", "postgresql-start")
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith(names)}
+@pytest.fixture
+def new_threads() -> Callable[[], set[str]]:
+    """Return a function that names the threads that were not there before the test, but for PostgreSQL's and gRPC's."""
+    before = set(threading.enumerate())
+    ours = ("writer-", "ticker", "otlp-grpc", "postgresql-start")
+    return lambda: {each.name for each in set(threading.enumerate()) - before if each.name.startswith(ours)}
 
 
 def our_connections(dsn: str) -> list[tuple[object, ...]]:
@@ -95,15 +98,15 @@ def test_a_service_stores_what_it_receives_and_tells_how_much(dsn: str) -> None:
     assert rows(dsn, "SELECT count(*) FROM otel.spans") == [(3,)]
 
 
-def test_a_stopped_service_leaves_no_thread_and_no_connection(dsn: str) -> None:
+def test_a_stopped_service_leaves_no_thread_and_no_connection(dsn: str, new_threads: Callable[[], set[str]]) -> None:
     service = Service(settings(dsn))
     service.start()
     with client(service) as sender:
         assert sender.export(TRACES, span_request()) == b""
-    assert our_threads() != set()
+    assert new_threads() != set()
     service.stop()
     service.stop()
-    assert our_threads() == set()
+    assert new_threads() == set()
     wait_until(lambda: our_connections(dsn) == [])
 
 
@@ -117,7 +120,9 @@ def test_a_start_creates_partitions_ahead(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["port", "database", "schema", "mapping", "endpoint"])
-def test_a_start_that_fails_leaves_nothing_behind(case: str, dsn: str, empty_dsn: str) -> None:
+def test_a_start_that_fails_leaves_nothing_behind(
+    case: str, dsn: str, empty_dsn: str, new_threads: Callable[[], set[str]]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         busy = f"127.0.0.1:{taken.getsockname()[1]}"
         values, error = {
@@ -130,7 +135,7 @@ def test_a_start_that_fails_leaves_nothing_behind(case: str, dsn: str, empty_dsn
         with pytest.raises(error):  # noqa: SIM117 - which of the two raises is of no interest
             with Service(values):
                 pass
-    assert our_threads() == set()
+    assert new_threads() == set()
     wait_until(lambda: our_connections(dsn) == [])
 
 
@@ -155,7 +160,9 @@ def test_a_stop_takes_no_new_requests_and_finishes_those_in_flight(dsn: str) -> 
     assert service.counts() == ItemCounts(received=1, stored=1)
 
 
-def test_a_stop_ends_in_time_even_if_a_commit_hangs(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stop_ends_in_time_even_if_a_commit_hangs(
+    dsn: str, caplog: pytest.LogCaptureFixture, new_threads: Callable[[], set[str]]
+) -> None:
     service = Service(replace(settings(dsn), shutdown_timeout=0.5))
     service.start()
     with client(service) as sender, spans_locked(dsn):
@@ -165,7 +172,7 @@ def test_a_stop_ends_in_time_even_if_a_commit_hangs(dsn: str, caplog: pytest.Log
         error = future.exception()
         assert refusal(error).code in {grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE}
         assert "its senders were not told OK" in caplog.text
-        wait_until(lambda: our_threads() == set())
+        wait_until(lambda: new_threads() == set())
     counts = service.counts()
     assert (counts.received, counts.refused, counts.in_flight) == (1, 1, 0)
     assert rows(dsn, "SELECT count(*) FROM otel.spans") == [(0,)]
@@ -215,7 +222,9 @@ def _binds(squatter: socket.socket, port: int) -> bool:
 # What runs beside.
 
 
-def test_a_job_that_fails_is_run_again_and_does_not_end_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_job_that_fails_is_run_again_and_does_not_end_the_others(
+    caplog: pytest.LogCaptureFixture, new_threads: Callable[[], set[str]]
+) -> None:
     ran: dict[str, int] = {"refused": 0, "buggy": 0, "good": 0}
     errors = {"refused": EmbeddedServerError("no room"), "buggy": ZeroDivisionError("a bug")}
 
@@ -233,7 +242,7 @@ def test_a_job_that_fails_is_run_again_and_does_not_end_the_others(caplog: pytes
     assert caplog.text.count("refused: no room") == 1
     assert caplog.text.count("buggy failed unexpectedly") == 1
     assert "ZeroDivisionError" in caplog.text
-    assert our_threads() == set()
+    assert new_threads() == set()
 
 
 def test_jobs_run_at_their_own_intervals() -> None:

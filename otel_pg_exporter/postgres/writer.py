@@ -4,6 +4,7 @@ The first attempt is optimistic, a plain binary COPY. What PostgreSQL answers de
 inserted around, bad rows are isolated, and what is about no single row is raised for the caller to retry.
 """
 
+import contextlib
 import datetime as dt
 import logging
 import threading
@@ -67,7 +68,8 @@ class Writer:
         be written again, even if the COMMIT's answer was lost.
         """
         merged = Merged(batches)
-        with self._connections.borrow(min(self._patience(deadline), self._database.connect_timeout)) as connection:
+        with contextlib.ExitStack() as lent:
+            connection = self._borrow(lent, deadline)
             began = self._clock()
             with watchdog(connection, self._patience(deadline)):  # what connecting took is gone
                 self._ensure_partitions(connection, merged.days)
@@ -75,6 +77,14 @@ class Writer:
         self._remember(merged.signal, written)
         self._record(merged, written, seconds=self._clock() - began)
         return written.outcomes
+
+    def _borrow(self, lent: contextlib.ExitStack, deadline: float | None) -> Connection:
+        patience = min(self._patience(deadline), self._database.connect_timeout)
+        try:
+            return lent.enter_context(self._connections.borrow(patience))
+        except DatabaseUnavailableError as exc:
+            _logger.log(logging.WARNING, "connect", str(exc))
+            raise
 
     def _patience(self, deadline: float | None) -> float:
         longest = self._database.statement_timeout + _MARGIN
