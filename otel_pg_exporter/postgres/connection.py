@@ -28,6 +28,11 @@ from otel_pg_exporter.errors import ConfigurationError, DatabaseUnavailableError
 Connection = psycopg.Connection[tuple[Any, ...]]
 R = TypeVar("R")
 
+# Held while libpq takes a step of connecting, and by whoever forks. The resolver, Kerberos and OpenSSL have locks of
+# their own, which Python knows nothing of: held at a fork, they would stay so in the child, for ever.
+_connecting = threading.RLock()
+os.register_at_fork(before=_connecting.acquire, after_in_parent=_connecting.release, after_in_child=_connecting.release)
+
 _SECRETS = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
 _MAX_IDLE = 300.0  # seconds; load balancers forget a silent connection soon after (AWS: 350 s)
 _MAX_AGE = 3600.0  # seconds; a connection this old is replaced, so that a failover or a new address is noticed
@@ -115,7 +120,20 @@ class _DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
     opened = 0.0
     returned = 0.0
 
-    def wait(self, gen: Generator[Any, Any, R], *args: Any, **kwargs: Any) -> R:  # noqa: ANN401 - handed through to psycopg, whose versions differ
+    @classmethod
+    def _connect_gen(cls, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:  # noqa: ANN401 - psycopg's versions differ
+        steps = super()._connect_gen(*args, **kwargs)
+        try:
+            with _connecting:
+                state = next(steps)
+            while True:
+                ready = yield state  # psycopg waits for the server here, where a fork does no harm
+                with _connecting:
+                    state = steps.send(ready)
+        except StopIteration as stop:
+            return stop.value
+
+    def wait(self, gen: Generator[Any, Any, R], *args: Any, **kwargs: Any) -> R:  # noqa: ANN401 - as above
         """Wait for the server, as every call of psycopg does; cut the socket when the deadline passes."""
         return super().wait(gen if self.deadline is None else self._until(gen, self.deadline), *args, **kwargs)
 
@@ -241,15 +259,16 @@ class Connections:
             connection.close()
 
     def _forget_the_parents(self) -> None:
-        for connection in [*self._idle, *self._lent]:
-            if not connection.closed:
-                # Closing the descriptor, unlike the connection, says nothing to the server, so the parent's goes on;
-                # and a backend does not outlive a parent that died because a child still holds its socket.
+        parents = [*self._idle, *self._lent]
+        self._start_empty()
+        for connection in parents:
+            # Closing the descriptor, unlike the connection, says nothing to the server, so the parent's goes on; and
+            # a backend does not outlive a parent that died because a child still holds its socket.
+            with contextlib.suppress(OSError, psycopg.Error):
                 os.close(connection.fileno())
             # libpq's handle is kept but never used again; without it psycopg's object complains to nobody.
             self._inherited.append(connection.pgconn)
             del connection.pgconn
-        self._start_empty()
 
 
 def _is_usable(connection: _DeadlineConnection) -> bool:

@@ -15,6 +15,7 @@ from otel_pg_exporter.errors import ConfigurationError, DatabaseUnavailableError
 from otel_pg_exporter.postgres.connection import (
     Connection,
     Connections,
+    _connecting,
     connect,
     mask_dsn,
     parse_dsn,
@@ -236,6 +237,28 @@ def test_a_forked_child_opens_its_own_connection_and_leaves_the_parents_alone(co
     with connections.borrow(5) as connection:
         assert backend(connection) == parents
         assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_waits_until_no_thread_is_inside_libpqs_connecting() -> None:
+    held, forking = threading.Event(), threading.Event()
+
+    def connect_for_a_while() -> None:
+        with _connecting:
+            held.set()
+            forking.wait(0.1)  # nobody sets it: the fork that we hold up cannot tell us that it began
+
+    thread = threading.Thread(target=connect_for_a_while)
+    thread.start()
+    held.wait(5)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if _connecting.acquire(blocking=False) else 1)
+    thread.join()
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+    assert _connecting.acquire(blocking=False)
+    _connecting.release()
 
 
 def test_many_borrowers_share_few_connections(empty_dsn: str) -> None:

@@ -40,18 +40,16 @@ class Proxy:
         self._flowing.set()
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
-        self._port = 0
+        # Holds the port, so that nobody takes it while we are down; it never listens.
+        self._holder = _bound(0)
+        self._port = self._holder.getsockname()[1]
         self.up()
         self.dsn = make_conninfo(dsn, host="127.0.0.1", port=self._port)
 
     def up(self) -> None:
         """Accept connections, always on the same port."""
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", self._port))
+        listener = self._listener = _bound(self._port)
         listener.listen()
-        self._port = listener.getsockname()[1]
-        self._listener = listener
         self._start(self._accept, listener)
 
     def down(self) -> None:
@@ -67,6 +65,11 @@ class Proxy:
         for thread in self._threads:
             thread.join(10)
         self._threads.clear()
+
+    def close(self) -> None:
+        """Go down for good."""
+        self.down()
+        self._holder.close()
 
     def stall(self) -> None:
         """Hand nothing on any more, in either direction, but keep every connection."""
@@ -101,8 +104,15 @@ class Proxy:
                 each.shutdown(socket.SHUT_RDWR)
 
 
+def _bound(port: int) -> socket.socket:
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound
+
+
 @pytest.fixture
 def proxy(dsn: str) -> Iterator[Proxy]:
     proxy = Proxy(dsn)
     yield proxy
-    proxy.down()
+    proxy.close()

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,11 @@ class Export(threading.Thread):
         self.result = self._exporter.export(self._spans)
 
 
+def give_up_after(exporter: PostgresSpanExporter, seconds: float) -> None:
+    """Change the timeout: short where a test waits for its end, long where a slow machine must not fail it."""
+    exporter._settings = dataclasses.replace(exporter._settings, timeout=seconds)
+
+
 @pytest.fixture
 def exporter(proxy: Proxy) -> Iterator[PostgresSpanExporter]:
     exporter = PostgresSpanExporter(dsn=proxy.dsn, timeout=60)
@@ -49,21 +55,20 @@ def test_an_outage_that_ends_before_the_deadline_costs_nothing(
 
 
 def test_an_outage_beyond_the_deadline_is_a_failure_that_is_logged_once(
-    proxy: Proxy, query: Query, caplog: pytest.LogCaptureFixture
+    exporter: PostgresSpanExporter, proxy: Proxy, query: Query, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy.down()
-    exporter = PostgresSpanExporter(dsn=proxy.dsn, timeout=0.3)
+    give_up_after(exporter, 0.3)
     assert exporter.export(spans("lost")) is SpanExportResult.FAILURE
     assert exporter.export(spans("lost")) is SpanExportResult.FAILURE
-    [record] = caplog.records
-    assert record.levelno == logging.ERROR
+    [record] = [each for each in caplog.records if each.levelno >= logging.ERROR]
     assert "1 spans could not be stored" in record.getMessage()
     assert "cannot be reached" in record.getMessage()
     proxy.up()
+    give_up_after(exporter, 60)
     assert exporter.export(spans("found")) is SpanExportResult.SUCCESS
     assert query("SELECT name FROM spans") == [("found",)]
     assert (exporter.counts.stored, exporter.counts.refused) == (1, 2)
-    exporter.shutdown()
 
 
 def test_a_wrong_password_is_a_failure_whose_log_line_does_not_show_it(
@@ -76,14 +81,16 @@ def test_a_wrong_password_is_a_failure_whose_log_line_does_not_show_it(
     exporter.shutdown()
 
 
-def test_a_server_that_stops_answering_is_a_failure_at_the_deadline(proxy: Proxy) -> None:
-    exporter = PostgresSpanExporter(dsn=proxy.dsn, timeout=0.5)
+def test_a_server_that_stops_answering_is_a_failure_at_the_deadline(
+    exporter: PostgresSpanExporter, proxy: Proxy
+) -> None:
     assert exporter.export(spans("before")) is SpanExportResult.SUCCESS
     proxy.stall()
+    give_up_after(exporter, 0.5)
     assert exporter.export(spans("during")) is SpanExportResult.FAILURE
     proxy.flow()
+    give_up_after(exporter, 60)
     assert exporter.export(spans("after")) is SpanExportResult.SUCCESS
-    exporter.shutdown()
 
 
 def test_a_shutdown_during_an_outage_ends_the_retries(exporter: PostgresSpanExporter, proxy: Proxy) -> None:

@@ -185,7 +185,7 @@ def test_a_fork_in_the_middle_of_an_export_does_not_lock_the_child(dsn: str, que
             tracer.start_span("parent").end()
             provider.force_flush()
 
-    thread = threading.Thread(target=keep_exporting)
+    thread = threading.Thread(target=keep_exporting, daemon=True)
     thread.start()
     for number in range(20):
         child = os.fork()
