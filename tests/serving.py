@@ -19,9 +19,9 @@ PROGRAM = (sys.executable, "-m", "otel_pg_exporter")
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return an environment in which nothing of ours or of libpq's is set but `variables`."""
-    ours = ("OTEL_", "PG")
-    return {key: value for key, value in os.environ.items() if not key.startswith(ours)} | variables
+    """Return an environment in which nothing of ours or of libpq's is set but `variables` and a free port."""
+    others = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "PG"))}
+    return {**others, "OTEL_PG_EXPORTER_GRPC_ENDPOINT": "127.0.0.1:0", **variables}
 
 
 def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +38,7 @@ class Serving:
         self._stdout, self._stderr = folder / "stdout", folder / "stderr"
         with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
             self.process = subprocess.Popen(
-                [*PROGRAM, "serve", "--grpc-endpoint", "127.0.0.1:0", *arguments],
+                [*PROGRAM, "serve", *arguments],
                 env=environment(**variables),
                 stdout=stdout,
                 stderr=stderr,

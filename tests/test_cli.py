@@ -157,7 +157,7 @@ def test_a_port_in_use_is_refused_before_postgresql_is_even_started(tmp_path: Pa
 def test_a_data_folder_that_cannot_be_made_is_refused_with_the_setting_that_moves_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "data"
-    error = refused("serve", "--grpc-endpoint", "127.0.0.1:0", "--data-dir", folder, status=1)
+    error = refused("serve", "--data-dir", folder, status=1)
     assert f"the data folder {folder} cannot be used" in error
     assert "--data-dir or OTEL_PG_EXPORTER_DATA_DIR" in error
 
@@ -178,7 +178,7 @@ def test_without_dsn_extra_and_server_one_line_names_all_remedies(open_folder: P
         "from otel_pg_exporter.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, "serve", "--grpc-endpoint", "127.0.0.1:0", "--data-dir", open_folder],
+        [sys.executable, "-c", script, "serve", "--data-dir", open_folder],
         env=environment(PATH="/nowhere"),
         capture_output=True,
         text=True,
