@@ -1,7 +1,7 @@
 """The SQL of the write path, compiled once from the mapping, and rows as arrays of binary fields.
 
 Rows arrive as binary COPY tuples. A field of such a tuple and an element of a binary array look alike (int32 length,
-then bytes), so the bytes that COPY would send also feed `INSERT … SELECT FROM unnest(…)`: one encoding, two ways in.
+then bytes), so the bytes that COPY would send also feed `INSERT … SELECT FROM unnest(…)`: one encoding, all ways in.
 """
 
 import struct
@@ -121,21 +121,37 @@ class TableStatements:
 
     def __init__(self, schema: str, table: Table) -> None:
         target = sql.Identifier(schema, table.name)
+        staging = sql.Identifier("pg_temp", f"{table.name}_staging")
         names = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
-        self.copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(target, names).as_bytes()
         # No conflict target and RETURNING of the key alone: a writer needs no right to read anything else.
-        self.insert = (
-            sql.SQL("INSERT INTO {} ({}) SELECT * FROM {} ON CONFLICT DO NOTHING{}")
+        insert = sql.SQL("INSERT INTO {} ({}) SELECT * FROM ").format(target, names)
+        around = sql.SQL(" ON CONFLICT DO NOTHING") + _returning(table.key)
+        self.copy = _copy(target, names)
+        self.insert = (insert + unnest([column.type for column in table.columns]) + around).as_bytes()
+        # Columns are named one by one: LIKE needs the right to read the table.
+        self.create_staging = (
+            sql.SQL("CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP")
             .format(
-                target,
-                names,
-                unnest([column.type for column in table.columns]),
-                sql.SQL(" RETURNING ") + sql.SQL(", ").join(sql.Identifier(column.name) for column in table.key)
-                if table.key
-                else sql.SQL(""),
+                staging,
+                sql.SQL(", ").join(
+                    sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.type.value))
+                    for column in table.columns
+                ),
             )
             .as_bytes()
         )
+        self.copy_staging = _copy(staging, names)
+        self.insert_staged = (insert + staging + around).as_bytes()
+
+
+def _copy(target: sql.Identifier, names: sql.Composed) -> bytes:
+    return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(target, names).as_bytes()
+
+
+def _returning(key: Sequence[Column]) -> sql.Composable:
+    if not key:
+        return sql.SQL("")
+    return sql.SQL(" RETURNING ") + sql.SQL(", ").join(sql.Identifier(column.name) for column in key)
 
 
 def unnest(types: Iterable[ColumnType]) -> sql.Composed:

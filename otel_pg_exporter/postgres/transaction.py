@@ -29,7 +29,8 @@ class Method(enum.Enum):
     """How rows go into their table, from the quickest to the most forgiving."""
 
     COPY = "copy"  # straight into the table; fails when a row is bad or already there
-    INSERT = "insert"  # around the rows that are there; fails when a row is bad
+    STAGE = "stage"  # COPY into a temporary table, and from there around the rows that are in the table already
+    INSERT = "insert"  # the same without a temporary table or COPY, and slower; both fail when a row is bad
     ISOLATE = "isolate"  # around duplicates and bad rows
 
 
@@ -73,7 +74,7 @@ class Written:
 
 
 class Transaction:
-    """Writes one merged batch over one connection, once. Raises psycopg.Error; `phase` then says where."""
+    """Writes one merged batch over one connection, once; when that fails, `phase` says where and `method` how."""
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class Transaction:
         self._compiled = compiled
         self._table = compiled.tables[merged.signal]
         self._merged = merged
-        self._method = method
+        self.method = method
         self._new_resources = new_resources
         self._seen_at = seen_at
         self._tally = Tally(merged)
@@ -102,7 +103,10 @@ class Transaction:
                 self._tally.reject(row, *refused_traces[facts.trace_id])
 
     def run(self) -> Written:
-        """Write and commit; the batch is in the database when this returns."""
+        """Write and commit; the batch is in the database when this returns.
+
+        Raises psycopg.Error, BadTracesError or DeploymentError; nothing is stored then, unless the COMMIT was lost.
+        """
         self._connection.execute(self._compiled.begin)
         try:
             self._put_resources()
@@ -150,20 +154,35 @@ class Transaction:
 
     def copy(self, rows: Sequence[int]) -> None:
         """COPY rows straight into the table."""
-        data = statements.copy_data(map(self._merged.rows.__getitem__, rows))
-        self._bytes += len(data)
-        with self._connection.cursor() as cursor, cursor.copy(self._table.copy) as copy:
-            copy.write(data)
+        self._copy(self._table.copy, rows)
 
     def insert(self, rows: Sequence[int]) -> frozenset[bytes] | None:
         """INSERT rows around those that are there; return the inserted keys, None where the table has none."""
         columns = self._compiled.columns[self._merged.signal]
         arrays = statements.columns_of(columns, map(self._merged.rows.__getitem__, rows))
         self._bytes += sum(map(len, arrays))
+        return self._insert(self._table.insert, arrays)
+
+    def _stage(self, rows: Sequence[int]) -> frozenset[bytes] | None:
+        """As `insert`, by way of a temporary table: several times quicker from some hundred rows on."""
+        self.phase = "staging"
+        self._connection.execute(self._table.create_staging)
+        self.phase = self._merged.signal.table
+        self._copy(self._table.copy_staging, rows)
+        # A temporary table is read in the order in which it was written: rows are locked in key order here, too.
+        return self._insert(self._table.insert_staged, ())
+
+    def _copy(self, statement: bytes, rows: Sequence[int]) -> None:
+        data = statements.copy_data(map(self._merged.rows.__getitem__, rows))
+        self._bytes += len(data)
+        with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.write(data)
+
+    def _insert(self, statement: bytes, arrays: Sequence[statements.Array]) -> frozenset[bytes] | None:
         with self._connection.cursor(binary=True) as cursor:
-            cursor.execute(self._table.insert, arrays)
+            cursor.execute(statement, arrays)
             result = cursor.pgresult
-            if not columns.key or result is None:
+            if not self._compiled.columns[self._merged.signal].key or result is None:
                 return None
             width = range(result.nfields)
             return frozenset(
@@ -226,10 +245,12 @@ class Transaction:
         rows = self._tally.candidates()
         if not rows:
             return
-        if self._method is Method.COPY:
+        if self.method is Method.COPY:
             self.copy(rows)
             self._tally.store(rows)
-        elif self._method is Method.INSERT:
+        elif self.method is Method.STAGE:
+            self._tally.store(rows, self._stage(rows))
+        elif self.method is Method.INSERT:
             self._tally.store(rows, self.insert(rows))
         else:
             Isolation(self, self._merged, self._tally).run(rows)
@@ -284,7 +305,7 @@ class Transaction:
 
     def _refused(self, ids: Sequence[bytes], upsert: Callable[[Sequence[bytes]], None]) -> dict[bytes, psycopg.Error]:
         """Upsert rows; when isolating, return those that are bad by themselves instead of failing."""
-        if self._method is not Method.ISOLATE:
+        if self.method is not Method.ISOLATE:
             upsert(ids)
             return {}
         try:

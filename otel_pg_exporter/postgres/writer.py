@@ -27,7 +27,7 @@ from otel_pg_exporter.telemetry import BatchReport, RateLimitedLogger, Statistic
 _logger = RateLimitedLogger(logging.getLogger(__name__))
 
 # Optimistic COPY and INSERT break even when one batch in five holds a duplicate.
-_BATCHES_WITH_INSERT = 5
+_BATCHES_STAGED = 5
 _RESOURCE_LIFETIME = 86_400.0  # seconds until `last_seen` is refreshed
 _RESOURCES_KEPT = 100_000  # ids; a sender that makes up resources must not fill the memory
 _PARTITION_PAUSE = 60.0  # seconds before a day whose partition could not be made is asked for again
@@ -58,7 +58,7 @@ class Writer:
         self._lock = threading.Lock()
         self._resources: dict[bytes, float] = {}  # committed resource id to the time when it expires
         self._days: dict[int, float] = {}  # day to the time until which it needs no asking
-        self._insert_next = dict.fromkeys(Signal, 0)  # batches that skip the optimistic COPY
+        self._stage_next = dict.fromkeys(Signal, 0)  # batches that skip the optimistic COPY
 
     def write(self, batches: Sequence[RowBatch], *, deadline: float | None = None) -> list[Outcome]:
         """Write whole requests of one signal in one transaction; return one outcome a request, in order.
@@ -112,24 +112,18 @@ class Writer:
                 raise
             except psycopg.Error as exc:
                 verdict = classify(exc, broken=attempt.broken)
-                following = _next_method(method, verdict) if attempt.phase != "COMMIT" else None
+                following = _next_method(attempt, verdict)
                 if following is None:
-                    raise self._unavailable(exc, attempt) from exc
+                    raise _unavailable(exc, phase=attempt.phase, broken=attempt.broken) from exc
                 method = following
 
     def _first_method(self, merged: Merged) -> Method:
         if self._settings.write_method != "auto":
             return Method(self._settings.write_method)
         with self._lock:
-            remaining = self._insert_next[merged.signal]
-            self._insert_next[merged.signal] = max(0, remaining - 1)
-        return Method.INSERT if remaining else Method.COPY
-
-    def _unavailable(self, error: psycopg.Error, attempt: Transaction) -> DatabaseUnavailableError:
-        translated = unavailable(error, phase=attempt.phase, broken=attempt.broken)
-        level = logging.ERROR if isinstance(translated, DeploymentError) else logging.WARNING
-        _logger.log(level, type(translated).__name__, str(translated))
-        return translated
+            remaining = self._stage_next[merged.signal]
+            self._stage_next[merged.signal] = max(0, remaining - 1)
+        return Method.STAGE if remaining else Method.COPY
 
     # What is remembered between batches.
 
@@ -143,7 +137,7 @@ class Writer:
         expires = self._clock() + _RESOURCE_LIFETIME
         with self._lock:
             if written.met_duplicates:
-                self._insert_next[signal] = _BATCHES_WITH_INSERT
+                self._stage_next[signal] = _BATCHES_STAGED
             self._resources |= dict.fromkeys(written.resources, expires)
             while len(self._resources) > _RESOURCES_KEPT:
                 del self._resources[next(iter(self._resources))]
@@ -162,9 +156,7 @@ class Writer:
             with self._lock:
                 self._days |= dict.fromkeys(missing, 0.0)
             broken = connection.closed or connection.broken
-            translated = unavailable(exc, phase="partitions", broken=broken)
-            _logger.log(logging.ERROR, type(translated).__name__, str(translated))
-            raise translated from exc
+            raise _unavailable(exc, phase="partitions", broken=broken) from exc
         with self._lock:
             self._days |= dict.fromkeys(made, now + _RESOURCE_LIFETIME)
 
@@ -183,10 +175,19 @@ class Writer:
         )
 
 
-def _next_method(method: Method, verdict: Verdict) -> Method | None:
+def _unavailable(error: psycopg.Error, *, phase: str, broken: bool) -> DatabaseUnavailableError:
+    translated = unavailable(error, phase=phase, broken=broken)
+    level = logging.ERROR if isinstance(translated, DeploymentError) else logging.WARNING
+    _logger.log(level, type(translated).__name__, str(translated))
+    return translated
+
+
+def _next_method(attempt: Transaction, verdict: Verdict) -> Method | None:
     """Say how to try a failed batch again at once; None when that makes no sense."""
-    if verdict is Verdict.DUPLICATE and method is Method.COPY:
-        return Method.INSERT
-    if verdict in {Verdict.DUPLICATE, Verdict.DATA} and method is not Method.ISOLATE:
-        return Method.ISOLATE
-    return None
+    if attempt.phase == "staging" and verdict is Verdict.DEPLOYMENT:
+        return Method.INSERT  # a role that may not create temporary tables
+    if attempt.phase == "COMMIT" or verdict not in {Verdict.DUPLICATE, Verdict.DATA}:
+        return None
+    if attempt.method is Method.COPY and verdict is Verdict.DUPLICATE:
+        return Method.STAGE
+    return None if attempt.method is Method.ISOLATE else Method.ISOLATE

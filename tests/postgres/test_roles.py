@@ -109,6 +109,18 @@ def test_the_writer_stores_what_comes_twice_once(granted: str, method: Literal["
             assert opened.writer.write([batch]) == [Outcome(duplicate=2)]
 
 
+def test_without_the_right_to_temporary_tables_duplicates_are_stored_once_all_the_same(
+    granted: str,
+) -> None:
+    with psycopg.connect(granted, autocommit=True) as administrator:
+        administrator.execute(f"REVOKE TEMPORARY ON DATABASE {administrator.info.dbname} FROM otel_writer".encode())
+    with database(as_role("otel_writer", granted)) as opened:
+        batch = traces(workload_span(0), workload_span(1))
+        assert opened.writer.write([batch]) == [Outcome(stored=2)]
+        for _ in range(2):
+            assert opened.writer.write([batch]) == [Outcome(duplicate=2)]
+
+
 def test_the_writer_keeps_traces_up_to_date(writer: Connection) -> None:
     upsert = """
         INSERT INTO otel.traces AS t (trace_id, start_time, end_time, span_count, error_count, service_names)
@@ -148,7 +160,6 @@ def test_the_writer_keeps_traces_up_to_date(writer: Connection) -> None:
         "DROP TABLE spans",
         "ALTER TABLE spans ADD COLUMN x int",
         "CREATE TABLE otel.mine ()",
-        "CREATE TEMPORARY TABLE mine ()",
         "INSERT INTO schema_migrations VALUES (9, '', '')",
         "INSERT INTO spans_default (name) VALUES ('')",
         "SELECT follow_promoted_columns()",
