@@ -69,7 +69,9 @@ class WriterSettings:
     """How one batch is written."""
 
     write_method: Literal["auto", "copy", "insert"] = setting(
-        "auto", "binary COPY, INSERT per row, or whichever measured faster for the size of the batch"
+        "auto",
+        "`copy`: binary COPY first, always; `auto`: the same, but by a temporary table for a while after retries were"
+        " met; `insert`: neither, and slower",
     )
 
 
