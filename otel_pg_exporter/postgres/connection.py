@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import psycopg
@@ -88,7 +88,7 @@ def connect(settings: DatabaseSettings) -> Connection:
     Raises DatabaseUnavailableError with libpq's reason, which names no password.
     """
     try:
-        return _DeadlineConnection.connect(**_arguments(settings))
+        return _DeadlineConnection.open(_arguments(settings))
     except psycopg.Error as exc:
         raise DatabaseUnavailableError(_unreachable(settings, exc)) from exc
 
@@ -119,6 +119,15 @@ class _DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
     deadline: float | None = None  # by time.monotonic
     opened = 0.0
     returned = 0.0
+
+    @classmethod
+    def open(cls, arguments: dict[str, Any]) -> Self:
+        """Connect, past whatever an application's instrumentation put in place of psycopg's own method.
+
+        An instrumentation that was removed again leaves one that opens connections of psycopg's own class, not of ours.
+        """
+        connect: Callable[..., Self] = psycopg.Connection.connect.__func__  # type: ignore[attr-defined]
+        return connect(cls, **arguments)
 
     @classmethod
     def _connect_gen(cls, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:  # noqa: ANN401 - psycopg's versions differ
@@ -230,8 +239,8 @@ class Connections:
         own: int = self._arguments["connect_timeout"]
         within = min(own, timeout) if own > 0 else timeout  # libpq: 0 and less mean for ever
         try:
-            connection = _DeadlineConnection.connect(
-                **self._arguments | {"connect_timeout": max(math.ceil(within), 1)}  # psycopg makes it 2 at least
+            connection = _DeadlineConnection.open(
+                self._arguments | {"connect_timeout": max(math.ceil(within), 1)}  # psycopg makes it 2 at least
             )
         except psycopg.Error as exc:
             raise DatabaseUnavailableError(_unreachable(self.settings, exc)) from exc
