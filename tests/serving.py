@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
+import grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tests.receiver.support import TRACES, Client, Refusal, refusal
 from tests.support import wait_until
 
 PROGRAM = (sys.executable, "-m", "otel_pg_exporter")
@@ -131,3 +133,18 @@ def span_request(count: int = 1) -> bytes:
             end_time_unix_nano=now,
         )
     return request.SerializeToString()
+
+
+def refusal_once_draining(client: Client) -> Refusal:
+    """Send requests without items, which are answered at once, until one is refused; return the refusal."""
+    heard: list[Refusal] = []
+
+    def refused() -> bool:
+        try:
+            client.export(TRACES, b"")
+        except grpc.RpcError as exc:
+            heard.append(refusal(exc))
+        return bool(heard)
+
+    wait_until(refused)
+    return heard[0]

@@ -16,7 +16,7 @@ import pytest
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from otel_pg_exporter.postgres.embedded_process import read_postmaster_file
 from tests.receiver.support import TRACES, Client, Connect
-from tests.serving import Serving, StartServing, environment, span_request, start_serving
+from tests.serving import Serving, StartServing, environment, refusal_once_draining, span_request, start_serving
 from tests.support import wait_until
 
 # What a user may have set for other servers; none of it concerns the embedded one.
@@ -212,8 +212,7 @@ def test_a_request_in_flight_is_finished_before_the_end(serve: StartServing, con
         future = client.future(TRACES, span_request())
         wait_until(lambda: a_writer_waits(dsn))
         serving.send(signal.SIGTERM)
-        wait_until(lambda: "SIGTERM: stopping" in serving.stderr)
-        late = connect(serving.address).refused(TRACES, span_request())
+        late = refusal_once_draining(connect(serving.address))
         assert (late.code, late.retry_delay) == (grpc.StatusCode.UNAVAILABLE, 1)
         assert serving.process.poll() is None
         locked.rollback()

@@ -35,7 +35,7 @@ from otel_pg_exporter.service import Service, _Job, _Ticker
 from otel_pg_exporter.telemetry import ItemCounts
 from tests.e2e.support import client_of
 from tests.receiver.support import TRACES, Client, refusal
-from tests.serving import span_request
+from tests.serving import refusal_once_draining, span_request
 from tests.support import wait_until
 
 
@@ -152,7 +152,7 @@ def test_a_stop_takes_no_new_requests_and_finishes_those_in_flight(dsn: str) -> 
             wait_until(lambda: a_writer_waits(dsn))
             stop.start()
             assert next(states).status == health_pb2.HealthCheckResponse.NOT_SERVING
-            assert late.refused(TRACES, span_request()).retry_delay == 1
+            assert refusal_once_draining(late).retry_delay == 1
             assert not future.done()
             release()
         assert future.result() == b""
