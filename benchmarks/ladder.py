@@ -6,6 +6,7 @@ Run `make bench`, or `python benchmarks/ladder.py --help`. What the figures mean
 import argparse
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,6 +201,7 @@ def _words(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     sections = []
+    load = os.getloadavg()[0]
     with _bench(options) as bench:
         if "ladder" in options.sections:
             sections.append(ladder(bench, options.signals))
@@ -207,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if name in options.sections:
                 _progress(name)
                 sections.append(section(bench))
-        machine = facts(bench.database.version())
+        machine = facts(bench.database.version(), load)
     _progress("done")
     print(plain(machine, sections))
     if options.markdown is not None:

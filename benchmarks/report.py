@@ -27,12 +27,13 @@ class Section:
     tables: Sequence[Table]
 
 
-def facts(server_version: str) -> dict[str, str]:
+def facts(server_version: str, load_before: float) -> dict[str, str]:
     """Say what a run was made on; nothing that names a host or a folder."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "Date": f"{datetime.now(UTC):%Y-%m-%d}",
         "Machine": f"{_cpu()}, {os.cpu_count()} cores, {memory:.0f} GiB of memory, {platform.system()}",
+        "Load average": f"{load_before:.1f} when it began, {os.getloadavg()[0]:.1f} when it ended",
         "PostgreSQL": server_version,
         "psycopg": f"{psycopg.__version__} ({psycopg.pq.__impl__})",
         "Python": platform.python_version(),
