@@ -26,8 +26,6 @@ from otel_pg_exporter.telemetry import BatchReport, RateLimitedLogger, Statistic
 
 _logger = RateLimitedLogger(logging.getLogger(__name__))
 
-# Optimistic COPY and INSERT break even when one batch in five holds a duplicate.
-_BATCHES_STAGED = 5
 _RESOURCE_LIFETIME = 86_400.0  # seconds until `last_seen` is refreshed
 _RESOURCES_KEPT = 100_000  # ids; a sender that makes up resources must not fill the memory
 _PARTITION_PAUSE = 60.0  # seconds before a day whose partition could not be made is asked for again
@@ -58,7 +56,7 @@ class Writer:
         self._lock = threading.Lock()
         self._resources: dict[bytes, float] = {}  # committed resource id to the time when it expires
         self._days: dict[int, float] = {}  # day to the time until which it needs no asking
-        self._stage_next = dict.fromkeys(Signal, 0)  # batches that skip the optimistic COPY
+        self._met_duplicates = dict.fromkeys(Signal, False)  # in the last batch
 
     def write(self, batches: Sequence[RowBatch], *, deadline: float | None = None) -> list[Outcome]:
         """Write whole requests of one signal in one transaction; return one outcome a request, in order.
@@ -120,10 +118,9 @@ class Writer:
     def _first_method(self, merged: Merged) -> Method:
         if self._settings.write_method != "auto":
             return Method(self._settings.write_method)
-        with self._lock:
-            remaining = self._stage_next[merged.signal]
-            self._stage_next[merged.signal] = max(0, remaining - 1)
-        return Method.STAGE if remaining else Method.COPY
+        # A COPY that fails costs what staging costs more than COPY [measured]: so the next batch is taken to be like
+        # the last.
+        return Method.STAGE if self._met_duplicates[merged.signal] else Method.COPY
 
     # What is remembered between batches.
 
@@ -136,8 +133,7 @@ class Writer:
         """Learn from a committed batch, and from nothing else: what was rolled back is not there."""
         expires = self._clock() + _RESOURCE_LIFETIME
         with self._lock:
-            if written.met_duplicates:
-                self._stage_next[signal] = _BATCHES_STAGED
+            self._met_duplicates[signal] = written.met_duplicates
             self._resources |= dict.fromkeys(written.resources, expires)
             while len(self._resources) > _RESOURCES_KEPT:
                 del self._resources[next(iter(self._resources))]
