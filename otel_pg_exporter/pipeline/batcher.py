@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 
 from otel_pg_exporter.config import PipelineSettings
 from otel_pg_exporter.errors import OverloadedError, RetryableError
@@ -27,6 +28,7 @@ Write = Callable[[Sequence[RowBatch]], Sequence[Outcome]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Waiting:
+    number: int  # in order of arrival
     batch: RowBatch
     answer: Future[Outcome]
 
@@ -43,6 +45,7 @@ class Batcher:
         self._write = write
         self._settings = settings
         self._changed = threading.Condition()
+        self._numbers = count()
         self._queues: dict[Signal, deque[_Waiting]] = {signal: deque() for signal in Signal}
         self._draining = False
         self._stop = threading.Event()  # ends the pauses between attempts, too
@@ -58,10 +61,10 @@ class Batcher:
 
         Raises OverloadedError after `shutdown`.
         """
-        waiting = _Waiting(batch=batch, answer=Future())
         with self._changed:
             if self._draining:
                 raise OverloadedError("the receiver is shutting down")
+            waiting = _Waiting(number=next(self._numbers), batch=batch, answer=Future())
             self._queues[batch.signal].append(waiting)
             self._changed.notify()
         return waiting.answer
@@ -94,19 +97,28 @@ class Batcher:
     def _take(self) -> list[_Waiting]:
         """Wait for requests and take as many of one signal as fit a batch; none when draining is done."""
         with self._changed:
-            self._changed.wait_for(lambda: self._draining or any(self._queues.values()))
-            if self._settings.linger and not self._draining:
-                self._changed.wait_for(lambda: self._draining or self._is_full(), self._settings.linger)
-            queue = max(self._queues.values(), key=len)
-            taken: list[_Waiting] = []
-            rows = size = 0
-            while queue:
-                rows += len(queue[0].batch.rows)
-                size += queue[0].batch.size
-                if taken and (rows > self._settings.max_batch_rows or size > self._settings.max_batch_bytes):
-                    break
-                taken.append(queue.popleft())
-            return taken
+            while True:
+                self._changed.wait_for(lambda: self._draining or any(self._queues.values()))
+                if self._settings.linger and not self._draining:
+                    self._changed.wait_for(lambda: self._draining or self._is_full(), self._settings.linger)
+                waiting = [queue for queue in self._queues.values() if queue]
+                if waiting:
+                    # The signal whose request waits longest: the busier one would starve the other.
+                    return self._fill(min(waiting, key=lambda queue: queue[0].number))
+                if self._draining:
+                    return []
+                # Another writer took them all while this one lingered.
+
+    def _fill(self, queue: deque[_Waiting]) -> list[_Waiting]:
+        taken: list[_Waiting] = []
+        rows = size = 0
+        while queue:
+            rows += len(queue[0].batch.rows)
+            size += queue[0].batch.size
+            if taken and (rows > self._settings.max_batch_rows or size > self._settings.max_batch_bytes):
+                break
+            taken.append(queue.popleft())
+        return taken
 
     def _is_full(self) -> bool:
         return any(

@@ -162,6 +162,29 @@ def test_linger_gathers_requests_until_the_batch_is_full() -> None:
     batcher.shutdown(10)
 
 
+def test_a_writer_that_lingered_for_nothing_goes_on() -> None:
+    table = Table()
+    table.gate.set()
+    batcher = Batcher(table, PipelineSettings(writers=3, linger=0.01))
+    for _ in range(10):  # the second request wakes another writer, which finds that the first has taken both
+        assert [answer.result(10).stored for answer in [batcher.submit(request()) for _ in range(2)]] == [1, 1]
+    assert sum(thread.name.startswith("writer-") and thread.is_alive() for thread in batcher._threads) == 3
+    assert batcher.shutdown(10)
+
+
+def test_the_request_that_waits_longest_is_in_the_next_batch() -> None:
+    table = Table()
+    batcher = Batcher(table, PipelineSettings(writers=1, max_batch_rows=2))
+    answers = [batcher.submit(request())]
+    table.entered.acquire()
+    answers += [batcher.submit(logs(record("first"))), *(batcher.submit(request()) for _ in range(10))]
+    table.gate.set()
+    for answer in answers:
+        answer.result(10)
+    assert table.written[1][0].signal is Signal.LOGS
+    batcher.shutdown(10)
+
+
 def test_all_writers_work_at_the_same_time() -> None:
     table = Table()
     batcher = Batcher(table, PipelineSettings(writers=3, max_batch_rows=1))
