@@ -47,7 +47,9 @@ class StatisticsSnapshot:
             "-" if seconds is None else f"{seconds * 1000:.1f} ms"
             for seconds in (self.p50_batch_seconds, self.p99_batch_seconds)
         )
-        repaired = "".join(f", {anomaly.name} {count:,}" for anomaly, count in sorted(self.repairs.items()))
+        repaired = "".join(
+            f", {(anomaly.name or str(anomaly)).lower()} {count:,}" for anomaly, count in sorted(self.repairs.items())
+        )
         return (
             f"{self.rows:,} rows in {self.batches:,} batches, {self.duplicates:,} duplicates"
             f" ({self.duplicate_conflicts:,} with other content), {self.rejected:,} rejected, {self.bytes:,} bytes,"
@@ -149,13 +151,14 @@ class RateLimitedLogger:
         self._clock = clock
         self._last: dict[str, tuple[float, int]] = {}
 
-    def log(self, level: int, kind: str, message: str, *, exc_info: BaseException | None = None) -> None:
-        """Log `message`, unless one of the same `kind` was logged less than `interval` seconds ago."""
+    def log(self, level: int, kind: str, message: str, *, exc_info: BaseException | None = None) -> bool:
+        """Log `message`, unless one of the same `kind` was logged less than `interval` seconds ago; tell whether."""
         now = self._clock()
         last, omitted = self._last.get(kind, (-self._interval, 0))
         if now - last < self._interval:
             self._last[kind] = (last, omitted + 1)
-            return
+            return False
         self._last[kind] = (now, 0)
         suffix = f" ({omitted:,} more like this since)" if omitted else ""
         self._logger.log(level, "%s%s", message, suffix, exc_info=exc_info)
+        return True

@@ -304,10 +304,29 @@ def test_it_outlives_its_postgresql_and_asks_senders_to_come_again_meanwhile(
     assert "WARNING otel_pg_exporter.postgres.writer: PostgreSQL cannot be reached" in serving.stderr
     own_server.start()
     wait_until(lambda: _accepted(client, body))
-    assert count(own_server.dsn) == 2
+    assert re.search(r"INFO +otel_pg_exporter.postgres.writer: PostgreSQL is back after [\d.]+ s\n", serving.stderr)
+    assert client.export(TRACES, span_request()) == b""
+    assert serving.stderr.count("PostgreSQL is back") == serving.stderr.count("WARNING") == 1
+    assert count(own_server.dsn) == 3
     serving.send(signal.SIGTERM)
     assert serving.wait() == 0
     assert "Traceback" not in serving.stderr
+
+
+def test_it_says_when_rows_are_refused_for_what_the_database_lacks_and_when_they_are_accepted_again(
+    serve: StartServing, connect: Connect, dsn: str
+) -> None:
+    serving = serve("--dsn", dsn, "--ack-timeout", "1")
+    client = connect(serving.address)
+    body = span_request()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("ALTER TABLE otel.spans RENAME TO mislaid")
+        assert client.refused(TRACES, body).code is grpc.StatusCode.UNAVAILABLE
+        assert serving.stderr.count("ERROR   otel_pg_exporter.postgres.writer: PostgreSQL refuses every row") == 1
+        connection.execute("ALTER TABLE otel.mislaid RENAME TO spans")
+    wait_until(lambda: _accepted(client, body))
+    assert re.search(r"INFO +\S+writer: PostgreSQL accepts rows again \(traces\) after [\d.]+ s\n", serving.stderr)
+    assert "PostgreSQL is back" not in serving.stderr
 
 
 def _accepted(client: Client, body: bytes) -> bool:

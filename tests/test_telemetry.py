@@ -25,7 +25,7 @@ def test_statistics_sum_batches_up() -> None:
     assert snapshot.p50_batch_seconds == pytest.approx(0.051)
     assert snapshot.p99_batch_seconds == pytest.approx(0.100)
     assert snapshot.repairs == {Anomaly.NON_FINITE: 100}
-    assert str(snapshot).endswith("batch p50 51.0 ms, p99 100.0 ms, NON_FINITE 100")
+    assert str(snapshot).endswith("batch p50 51.0 ms, p99 100.0 ms, non_finite 100")
 
 
 def test_statistics_before_the_first_batch_have_no_percentiles() -> None:

@@ -63,6 +63,14 @@ def classify(error: psycopg.Error, *, broken: bool) -> Verdict:
     return Verdict.RETRY
 
 
+def is_outage(error: psycopg.Error, *, broken: bool) -> bool:
+    """Tell whether PostgreSQL itself is away or cannot work, rather than this one transaction."""
+    passing = ("40", "55", "57014")  # serialization and deadlock, locks, timeouts
+    return classify(error, broken=broken) is Verdict.RETRY and (
+        broken or not (error.sqlstate or "").startswith(passing)
+    )
+
+
 def unavailable(error: psycopg.Error, *, phase: str, broken: bool) -> DatabaseUnavailableError:
     """Translate an error that is not about single rows, with the remedy where one is known."""
     state = error.sqlstate or "no SQLSTATE"

@@ -20,11 +20,12 @@ from otel_pg_exporter.model import Outcome, RowBatch, Signal
 from otel_pg_exporter.postgres.connection import Connection, Connections, watchdog
 from otel_pg_exporter.postgres.merge import Merged
 from otel_pg_exporter.postgres.partitions import ensure_partitions
-from otel_pg_exporter.postgres.sqlstate import Verdict, classify, unavailable
+from otel_pg_exporter.postgres.sqlstate import Verdict, classify, is_outage, unavailable
 from otel_pg_exporter.postgres.transaction import BadTracesError, Method, Statements, Transaction, Written
 from otel_pg_exporter.telemetry import BatchReport, RateLimitedLogger, Statistics
 
-_logger = RateLimitedLogger(logging.getLogger(__name__))
+_logger = logging.getLogger(__name__)
+_notices = RateLimitedLogger(_logger)
 
 _RESOURCE_LIFETIME = 86_400.0  # seconds until `last_seen` is refreshed
 _RESOURCES_KEPT = 100_000  # ids; a sender that makes up resources must not fill the memory
@@ -57,6 +58,8 @@ class Writer:
         self._resources: dict[bytes, float] = {}  # committed resource id to the time when it expires
         self._days: dict[int, float] = {}  # day to the time until which it needs no asking
         self._met_duplicates = dict.fromkeys(Signal, False)  # in the last batch
+        # When each outage began, and whether it was logged: of PostgreSQL (None), or for the rows of one signal.
+        self._outages: dict[Signal | None, tuple[float, bool]] = {}
 
     def write(self, batches: Sequence[RowBatch], *, deadline: float | None = None) -> list[Outcome]:
         """Write whole requests of one signal in one transaction; return one outcome a request, in order.
@@ -70,8 +73,9 @@ class Writer:
             connection = self._borrow(lent, deadline)
             began = self._clock()
             with watchdog(connection, self._patience(deadline)):  # what connecting took is gone
-                self._ensure_partitions(connection, merged.days)
+                self._ensure_partitions(connection, merged)
                 written = self._write(connection, merged)
+        self._end_outages(merged.signal)
         self._remember(merged.signal, written)
         self._record(merged, written, seconds=self._clock() - began)
         return written.outcomes
@@ -81,7 +85,9 @@ class Writer:
         try:
             return lent.enter_context(self._connections.borrow(patience))
         except DatabaseUnavailableError as exc:
-            _logger.log(logging.WARNING, "connect", str(exc))
+            said = _notices.log(logging.WARNING, "connect", str(exc))
+            if isinstance(exc.__cause__, psycopg.Error):  # not when all connections are busy
+                self._note_outage(None, said=said)
             raise
 
     def _patience(self, deadline: float | None) -> float:
@@ -106,13 +112,13 @@ class Writer:
             except BadTracesError as exc:
                 refused_traces |= exc.refusals
             except DeploymentError as exc:
-                _logger.log(logging.ERROR, "deployment", str(exc))
+                self._note_outage(merged.signal, said=_notices.log(logging.ERROR, "deployment", str(exc)))
                 raise
             except psycopg.Error as exc:
                 verdict = classify(exc, broken=attempt.broken)
                 following = _next_method(attempt, verdict)
                 if following is None:
-                    raise _unavailable(exc, phase=attempt.phase, broken=attempt.broken) from exc
+                    raise self._failed(exc, merged.signal, phase=attempt.phase, broken=attempt.broken) from exc
                 method = following
 
     def _first_method(self, merged: Merged) -> Method:
@@ -138,10 +144,10 @@ class Writer:
             while len(self._resources) > _RESOURCES_KEPT:
                 del self._resources[next(iter(self._resources))]
 
-    def _ensure_partitions(self, connection: Connection, days: Iterable[int]) -> None:
+    def _ensure_partitions(self, connection: Connection, merged: Merged) -> None:
         now = self._clock()
         with self._lock:
-            missing = [day for day in days if self._days.get(day, 0.0) <= now]
+            missing = [day for day in merged.days if self._days.get(day, 0.0) <= now]
             # Noted before the call: while one writer asks, the others need not wait with it.
             self._days |= dict.fromkeys(missing, now + _PARTITION_PAUSE)
         if not missing:
@@ -152,9 +158,34 @@ class Writer:
             with self._lock:
                 self._days |= dict.fromkeys(missing, 0.0)
             broken = connection.closed or connection.broken
-            raise _unavailable(exc, phase="partitions", broken=broken) from exc
+            raise self._failed(exc, merged.signal, phase="partitions", broken=broken) from exc
         with self._lock:
             self._days |= dict.fromkeys(made, now + _RESOURCE_LIFETIME)
+
+    # What is said about failures, and about their end.
+
+    def _failed(self, error: psycopg.Error, signal: Signal, *, phase: str, broken: bool) -> DatabaseUnavailableError:
+        """Log an error that is not about single rows, and return it translated."""
+        translated = unavailable(error, phase=phase, broken=broken)
+        refused = isinstance(translated, DeploymentError)
+        level = logging.ERROR if refused else logging.WARNING
+        said = _notices.log(level, type(translated).__name__, str(translated))
+        if refused or is_outage(error, broken=broken):
+            self._note_outage(signal if refused else None, said=said)
+        return translated
+
+    # Without the lock: threads that meet here may at worst leave out a line.
+
+    def _note_outage(self, which: Signal | None, *, said: bool) -> None:
+        began, was_said = self._outages.get(which, (self._clock(), False))
+        self._outages[which] = (began, was_said or said)
+
+    def _end_outages(self, signal: Signal) -> None:
+        """Say that rows are stored again, if it was said that they weren't."""
+        for which, what in ((None, "PostgreSQL is back"), (signal, f"PostgreSQL accepts rows again ({signal.value})")):
+            began, said = self._outages.pop(which, (0.0, False))
+            if said:
+                _logger.info("%s after %.1f s", what, self._clock() - began)
 
     def _record(self, merged: Merged, written: Written, *, seconds: float) -> None:
         outcomes = written.outcomes
@@ -169,13 +200,6 @@ class Writer:
                 repairs=merged.repairs(),
             )
         )
-
-
-def _unavailable(error: psycopg.Error, *, phase: str, broken: bool) -> DatabaseUnavailableError:
-    translated = unavailable(error, phase=phase, broken=broken)
-    level = logging.ERROR if isinstance(translated, DeploymentError) else logging.WARNING
-    _logger.log(level, type(translated).__name__, str(translated))
-    return translated
 
 
 def _next_method(attempt: Transaction, verdict: Verdict) -> Method | None:

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from otel_pg_exporter.errors import DatabaseUnavailableError, DeploymentError
-from otel_pg_exporter.postgres.sqlstate import Verdict, classify, copy_line, unavailable
+from otel_pg_exporter.postgres.sqlstate import Verdict, classify, copy_line, is_outage, unavailable
 
 
 def error(sqlstate: str | None) -> psycopg.Error:
@@ -47,6 +47,23 @@ def test_each_class_has_its_verdict(sqlstate: str | None, verdict: Verdict) -> N
 def test_a_lost_connection_is_worth_a_retry_whatever_the_error_says() -> None:
     assert classify(error("42P01"), broken=True) is Verdict.RETRY
     assert type(unavailable(error("42P01"), phase="spans", broken=True)) is DatabaseUnavailableError
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "broken", "outage"),
+    [
+        (None, True, True),
+        ("40P01", True, True),
+        ("25006", False, True),
+        ("53100", False, True),
+        ("40P01", False, False),
+        ("55P03", False, False),
+        ("57014", False, False),
+        ("23505", False, False),
+    ],
+)
+def test_an_outage_is_told_from_what_concerns_one_transaction(sqlstate: str | None, broken: bool, outage: bool) -> None:
+    assert is_outage(error(sqlstate), broken=broken) is outage
 
 
 def test_a_deployment_error_names_its_remedy() -> None:
