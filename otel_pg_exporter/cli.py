@@ -79,7 +79,11 @@ exit status: 0 the tables are up to date, 1 they are not or cannot be reached, 2
 
 _MIGRATE_SETTINGS = {setting.name for setting in settings_of(DatabaseSettings)} - {"synchronous_commit"} | {"mappings"}
 
-_CHECK_DSN = "check that the server is up, and that --dsn (OTEL_PG_EXPORTER_DSN) names it, its user and its database"
+# libpq gives no SQLSTATE for an attempt to connect, and words are localised: the hint must fit every cause.
+_CHECK_DSN = (
+    "check that the server is up, and what --dsn (OTEL_PG_EXPORTER_DSN) says: host, port, database, user, options, and "
+    "the password (better in ~/.pgpass or PGPASSWORD)"
+)
 
 _CONFIG_HELP = f"TOML file with settings ({SERVER_PREFIX}CONFIG)"
 
@@ -135,6 +139,20 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+class _Version(argparse.Action):
+    """`--version`; what it tells is imported only when it is asked for."""
+
+    def __call__(self, *_: object) -> NoReturn:
+        from otel_pg_exporter.transcode import CORE
+
+        _print([f"{_PROGRAM} {_version()} (transcoder: {CORE})"])
+        raise SystemExit(0)
+
+
+def _version() -> str:
+    return importlib.metadata.version("otel-pg-exporter")
+
+
 def _refuse(parser: argparse.ArgumentParser, argument: str, command: str | None) -> NoReturn:
     """Exit because of an argument that nobody knows."""
     flag = argument.partition("=")[0]
@@ -158,10 +176,8 @@ def _parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--version", action="version", version=f"{_PROGRAM} {importlib.metadata.version('otel-pg-exporter')}"
-    )
-    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(prog=_PROGRAM, dest="command", title="commands", metavar="COMMAND")
     serve = _add_command(
         commands, "serve", "receive OTLP and write it to PostgreSQL", _SERVE_DESCRIPTION, _SERVE_EPILOG
     )
@@ -340,20 +356,18 @@ class _Signals:
 
 def _banner(service: "Service") -> list[str]:
     from otel_pg_exporter.postgres.connection import mask_dsn, shareable_url
-    from otel_pg_exporter.transcode import CORE
 
     server = service.embedded
     endpoint = service.grpc_endpoint
     everywhere = endpoint.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
     address = f"http://localhost:{endpoint.port}" if everywhere else f"http://{endpoint}"
-    database = mask_dsn(service.dsn) if server is None else f"{service.dsn} (its own, in {server.data_dir})"
+    database = mask_dsn(service.dsn) if server is None else f"its own, in {server.data_dir}"
     return [
         "",
-        f"{_PROGRAM} {importlib.metadata.version('otel-pg-exporter')} is ready; Ctrl-C stops it.",
+        f"{_PROGRAM} {_version()} is ready; Ctrl-C stops it.",
         "",
         f"  OTLP/gRPC   {endpoint}",
-        f"  PostgreSQL  {database}",
-        f"  transcoder  {CORE}",
+        f"  PostgreSQL  {service.postgres_version}, {database}",
         "",
         "See what arrives:",
         "",
@@ -363,7 +377,9 @@ def _banner(service: "Service") -> list[str]:
         "",
         f"  export OTEL_EXPORTER_OTLP_ENDPOINT={address}",
         "  export OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
+        "  export OTEL_SERVICE_NAME=my-app",
         "  export OTEL_TRACES_EXPORTER=otlp OTEL_LOGS_EXPORTER=otlp OTEL_METRICS_EXPORTER=none",
+        "  opentelemetry-instrument python app.py",
         "",
     ]
 

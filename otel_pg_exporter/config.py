@@ -153,6 +153,15 @@ class ServeSettings:
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least severity that is logged")
 
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other."""
+        largest, bound = self.receiver.max_request_bytes, self.pipeline.max_inflight_bytes
+        if largest > bound:  # one such request would be let in, and break the bound
+            raise ConfigurationError(
+                f"--max-inflight-bytes ({bound:,}) is less than --max-request-bytes ({largest:,}), so a single request "
+                "could hold more than all may together; raise the one or lower the other"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExporterSettings:
@@ -288,8 +297,8 @@ def _read_toml(file: Path, known: Sequence[str]) -> dict[str, object]:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ConfigurationError(f"{file}: {exc.strerror or exc}") from exc
-    except ValueError as exc:
-        raise ConfigurationError(f"{file}: {exc}") from exc
+    except ValueError as exc:  # broken TOML or broken UTF-8
+        raise ConfigurationError(f"{file}: not a TOML file: {exc}") from exc
     for key in table:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)

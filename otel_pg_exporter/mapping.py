@@ -120,6 +120,7 @@ class Mapping:
     spans: Table
     logs: Table
     resources: Table
+    files: tuple[Path, ...] = ()  # the user's own
 
     def table(self, signal: Signal) -> Table:
         """Return the table that takes one row per item of `signal`."""
@@ -141,7 +142,8 @@ def load(extra: Sequence[Path] = ()) -> Mapping:
             _File.read(entry, f"proto_mappings/promoted/{entry.name}", promoted=True).declare(tables)
     for path in extra:
         _File.read(path, str(path), promoted=True).declare(tables)
-    return Mapping(**{name: Table(name=name, columns=tuple(found.columns)) for name, found in tables.items()})
+    made = {name: Table(name=name, columns=tuple(found.columns)) for name, found in tables.items()}
+    return Mapping(**made, files=tuple(extra))
 
 
 @dataclass(slots=True, kw_only=True)

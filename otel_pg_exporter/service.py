@@ -66,6 +66,7 @@ class Service:
         self._counters = ItemCounters()
         self._server: EmbeddedServer | None = None
         self._port = 0
+        self._postgres_version = ""
         self._running = ExitStack()
         self._deadline: float | None = None  # of the stop, by time.monotonic
 
@@ -83,6 +84,11 @@ class Service:
     def dsn(self) -> str:
         """The DSN of the database; the embedded one's holds no password, but names the passfile."""
         return self._settings.database.dsn if self._server is None else self._server.dsn
+
+    @property
+    def postgres_version(self) -> str:
+        """What the server calls its version, as `18.4` or `15.14 (Debian 15.14-0+deb12u1)`."""
+        return self._postgres_version
 
     @property
     def embedded(self) -> EmbeddedServer | None:
@@ -162,6 +168,7 @@ class Service:
             applied = migrate(database, self._mapping)
             _logger.info("the tables are up to date%s", f"; applied: {', '.join(applied)}" if applied else "")
         with connect(database) as connection, watchdog(connection, database.statement_timeout + _MARGIN):
+            self._postgres_version = connection.info.parameter_status("server_version") or "of unknown version"
             check(connection, database.schema, self._mapping)
             try:
                 partitions.ahead(connection, database.schema, self._settings.partitions_ahead)

@@ -56,7 +56,7 @@ class Serving:
 
     def wait_ready(self) -> None:
         """Wait for the whole banner; fail with what was said instead if the process ends."""
-        wait_until(lambda: "OTEL_METRICS_EXPORTER" in self.stdout or self.process.poll() is not None, timeout=60)
+        wait_until(lambda: "python app.py" in self.stdout or self.process.poll() is not None, timeout=60)
         assert self.process.poll() is None, self.stderr
 
     @property

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from otel_pg_exporter.config import SERVER_PREFIX, ServeSettings, settings_of
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
@@ -37,8 +39,8 @@ def refused(*arguments: str | Path, status: int, **variables: str) -> str:
 # What it says about itself.
 
 
-def test_the_version_is_the_packages() -> None:
-    assert run("--version").stdout == "otel-pg-exporter 0.1.0\n"
+def test_the_version_is_the_packages_with_its_transcoder() -> None:
+    assert run("--version").stdout == "otel-pg-exporter 0.1.0 (transcoder: Python reference)\n"
 
 
 def test_the_help_of_serve_names_every_setting_its_variable_and_its_default() -> None:
@@ -67,7 +69,14 @@ def test_the_help_without_a_command_lists_the_commands() -> None:
         (["--bogus"], "unknown argument --bogus"),
         (["serve", "--grpc-endpont", "x"], "did you mean --grpc-endpoint?; see otel-pg-exporter serve --help"),
         (["serve", "--grpc", "x"], "unknown argument --grpc"),
-        (["serve", "--dsn"], "argument --dsn: expected one argument"),
+        (
+            ["serve", "--dsn"],
+            "otel-pg-exporter serve: argument --dsn: expected one argument; see otel-pg-exporter serve --help\n",
+        ),
+        (
+            ["serve", "--max-inflight-bytes", "1MiB"],
+            "--max-inflight-bytes (1,048,576) is less than --max-request-bytes (67,108,864)",
+        ),
         (["serve", UNREACHABLE], "unknown argument postgresql://***@127.0.0.1:1/otel"),
         (["serve", f"--dns={UNREACHABLE}"], "unknown argument --dns, did you mean --dsn?"),
         (["host=db password=s3cret"], "invalid choice: 'host=db password=***"),
@@ -93,6 +102,12 @@ def test_a_wrong_variable_is_named() -> None:
     assert error == "otel-pg-exporter: OTEL_PG_EXPORTER_LINGER: 'soon' is no number of seconds\n"
 
 
+def test_a_config_file_that_is_no_toml_is_called_that(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("writers: 2\n")
+    assert f"{file}: not a TOML file: " in refused("serve", "--config", file, status=2)
+
+
 def test_a_config_file_is_found_through_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("lingr = 1\n")
@@ -107,13 +122,22 @@ def test_an_unreachable_server_is_reported_without_the_password() -> None:
     error = refused("serve", status=1, OTEL_PG_EXPORTER_DSN=UNREACHABLE)
     assert "password=***" in error
     assert "Connection refused" in error
-    assert "check that the server is up, and that --dsn (OTEL_PG_EXPORTER_DSN) names it" in error
+    assert "check that the server is up, and what --dsn (OTEL_PG_EXPORTER_DSN) says" in error
 
 
 def test_a_wrong_password_is_reported_without_it(server: EmbeddedServer) -> None:
     address = server.url("otel").partition("@")[2].partition("?")[0]
     error = refused("serve", status=1, OTEL_PG_EXPORTER_DSN=f"postgresql://otel:s3cret@{address}")
+    assert "no connection to PostgreSQL (user=otel password=***" in error
     assert 'password authentication failed for user "otel"' in error
+    assert "the password (better in ~/.pgpass or PGPASSWORD)" in error
+
+
+@pytest.mark.parametrize("wrong", [{"dbname": "nowhere"}, {"sslmode": "bogus"}])
+def test_what_is_wrong_in_a_dsn_is_not_blamed_on_the_server_alone(dsn: str, wrong: dict[str, str]) -> None:
+    error = refused("serve", "--dsn", make_conninfo(dsn, **wrong), status=1)
+    assert next(iter(wrong.values())) in error.splitlines()[0]
+    assert "database, user, options, and the password" in error
 
 
 def test_a_password_on_the_command_line_earns_a_warning_and_one_in_the_environment_none() -> None:
@@ -128,6 +152,17 @@ def test_a_password_on_the_command_line_earns_a_warning_and_one_in_the_environme
 
 def test_a_database_without_our_tables_is_refused_with_the_command_that_makes_them(empty_dsn: str) -> None:
     assert "run `otel-pg-exporter migrate`" in refused("serve", "--dsn", empty_dsn, status=1)
+
+
+def test_the_command_that_makes_the_tables_works_when_it_is_followed_literally(empty_dsn: str, tmp_path: Path) -> None:
+    file = tmp_path / "my columns.toml"
+    file.write_text('table = "spans"\n[[column]]\nname = "tenant"\ntype = "text"\nfrom = \'span.attributes["t"]\'\n')
+    settings = ("--schema", "tele metry", "--mappings", file, "--dsn", empty_dsn)
+    hint = re.search("run `otel-pg-exporter (.*)` with the same DSN", refused("serve", *settings, status=1))
+    assert hint is not None
+    assert empty_dsn not in hint[1]
+    assert run(*shlex.split(hint[1]), OTEL_PG_EXPORTER_DSN=empty_dsn).returncode == 0
+    assert run("migrate", "--check", *settings).returncode == 0
 
 
 def test_an_older_schema_is_refused_with_the_command_that_updates_it(dsn: str) -> None:

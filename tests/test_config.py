@@ -135,8 +135,8 @@ def test_an_error_names_the_flag_the_variable_or_the_file_and_key(tmp_path: Path
         ("cuont = 1", "unknown setting 'cuont'; did you mean 'count'\\?$"),
         ("zzz = 1", "unknown setting 'zzz'$"),
         ("[inner]\nmode = 'fast'", "unknown setting 'inner'; settings stand at the top of the file, without sections$"),
-        ("count = ", "Invalid value"),
-        ("count = 1\ncount = 2", "Cannot overwrite a value"),
+        ("count = ", "not a TOML file: Invalid value"),
+        ("count = 1\ncount = 2", "not a TOML file: Cannot overwrite a value"),
     ],
 )
 def test_a_wrong_file_is_named_with_the_reason(tmp_path: Path, text: str, message: str) -> None:

