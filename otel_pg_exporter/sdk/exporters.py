@@ -24,6 +24,7 @@ from otel_pg_exporter.model import Outcome, Signal, Window
 from otel_pg_exporter.pipeline.retry import Backoff
 from otel_pg_exporter.postgres.connection import Connections, run_after_fork
 from otel_pg_exporter.postgres.writer import Writer
+from otel_pg_exporter.sdk import last_resort
 from otel_pg_exporter.sdk.arguments import settings_from, signature
 from otel_pg_exporter.sdk.suppression import is_exporting, is_own_logger, quiet_psycopg, suppressed
 from otel_pg_exporter.telemetry import ItemCounters, ItemCounts, RateLimitedLogger, Statistics, StatisticsSnapshot
@@ -54,6 +55,7 @@ class _PostgresExporter:
         self._stopped = False
         self._start_afresh()
         quiet_psycopg()
+        last_resort.ensure()
         run_after_fork(self._start_afresh)
 
     def _start_afresh(self) -> None:
