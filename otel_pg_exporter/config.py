@@ -52,7 +52,7 @@ class DatabaseSettings:
 
     dsn: str = setting(
         "",
-        "PostgreSQL to write to, as URL or key=value string (libpq's PG* are honoured); `serve` runs its own if empty",
+        "PostgreSQL to write to, as URL or key=value string; libpq's PG* fill in the rest",
     )
     schema: str = setting("otel", "schema that holds the tables")
     connect_timeout: float = setting(5.0, "seconds that a connection attempt may take", minimum=0.1, maximum=_DAY)
@@ -270,6 +270,12 @@ def load(
         elif each.name in table:
             values[each.name] = each.parse(table[each.name], f"{file}: {each.name}")
     return build(cls, values)
+
+
+def libpq_names_a_database(environ: Mapping[str, str] | None = None) -> bool:
+    """Tell whether one of libpq's own variables says which PostgreSQL to connect to."""
+    environ = os.environ if environ is None else environ
+    return any(environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE"))
 
 
 def file_of(flag: str | None, *, prefix: str, environ: Mapping[str, str] | None = None) -> Path | None:

@@ -15,7 +15,7 @@ from otel_pg_exporter.errors import ConfigurationError
 def settings_from(arguments: Mapping[str, object]) -> ExporterSettings:
     """Parse keyword arguments; what is missing or None comes from the environment, else is the default.
 
-    Raises ConfigurationError, which names the argument or the variable that is wrong.
+    Raises ConfigurationError, which names the argument or the variable that is wrong, or if nothing names a PostgreSQL.
     """
     known = {setting.name: setting for setting in settings_of(ExporterSettings)}
     given: dict[str, object] = {}
@@ -26,7 +26,13 @@ def settings_from(arguments: Mapping[str, object]) -> ExporterSettings:
             raise ConfigurationError(f"the PostgreSQL exporter has no setting {name!r}{hint}")
         if value is not None:
             given[name] = known[name].parse(value, f"the PostgreSQL exporter's setting {name!r}")
-    return config.load(ExporterSettings, prefix=SDK_PREFIX, flags=given)
+    settings = config.load(ExporterSettings, prefix=SDK_PREFIX, flags=given)
+    # libpq would try a local socket and the user's own database, which is hardly ever meant.
+    if not settings.database.dsn and not config.libpq_names_a_database():
+        raise ConfigurationError(
+            "no DSN: set OTEL_EXPORTER_POSTGRESQL_DSN or dsn= (or libpq's PGHOST, PGSERVICE or PGDATABASE)"
+        )
+    return settings
 
 
 def signature() -> inspect.Signature:

@@ -13,7 +13,8 @@ Query = Callable[..., list[tuple[Any, ...]]]
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OTEL_EXPORTER_POSTGRESQL_DSN", raising=False)
+    for name in ("OTEL_EXPORTER_POSTGRESQL_DSN", "PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
