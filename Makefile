@@ -9,6 +9,13 @@ ARGS ?=
 WORKERS ?= logical
 PYTEST_ARGS ?=
 
+# Like pip, uv is to trust the system's certificates, or it fails behind a proxy that inspects TLS; its own where there
+# are none. The second name is that of older versions, and passed over in silence beside the first.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem),)
+export UV_SYSTEM_CERTS ?= true
+export UV_NATIVE_TLS ?= $(UV_SYSTEM_CERTS)
+endif
+
 # The Python on the machine is used, never one that uv downloads; the lock file is taken as it is.
 SYNC = uv=$$(.ci/uv) && UV_PYTHON_DOWNLOADS=never "$$uv" sync --frozen --quiet --extra embedded
 PYTEST = .venv/bin/pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
