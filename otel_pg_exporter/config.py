@@ -114,7 +114,7 @@ class PipelineSettings:
     )
     max_inflight_bytes: int = setting(
         512 * 2**20,
-        "bytes of requests held in memory; beyond it senders are asked to retry",
+        "bytes of requests held in memory, at least `max_request_bytes`; beyond it senders are asked to retry",
         minimum=2**20,
         maximum=2**50,
         size=True,
