@@ -42,7 +42,7 @@ unit: .venv/.dev
 	$(PYTEST)
 
 test-system: .venv/.dev
-	OTEL_PG_EXPORTER_TEST_PG=system $(PYTEST) tests/postgres
+	OTEL_PG_EXPORTER_TEST_PG=system $(PYTEST) tests/postgres tests/e2e
 
 build: .venv/.dev
 	rm -rf dist
