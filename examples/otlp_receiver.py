@@ -1,4 +1,4 @@
-"""Front door 2: the app speaks OTLP, as to any collector, and `otel-pg-exporter serve` writes into PostgreSQL.
+"""Front door 1: the app speaks OTLP, as to any collector, and `otel-pg-exporter serve` writes into PostgreSQL.
 
 `python -m examples.otlp_receiver` runs the shop, `python -m examples.otlp_receiver genai` the assistant.
 OTEL_EXPORTER_OTLP_ENDPOINT names the receiver, where that is not http://localhost:4317. Only the exporters differ from
@@ -10,7 +10,8 @@ import sys
 
 from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler
+from opentelemetry.instrumentation.logging.handler import LoggingHandler
+from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider

@@ -1,4 +1,4 @@
-"""Front door 1: the app writes straight into PostgreSQL, through the exporters for the OpenTelemetry SDK.
+"""Front door 2: the app writes straight into PostgreSQL, through the exporters for the OpenTelemetry SDK.
 
 export OTEL_EXPORTER_POSTGRESQL_DSN=postgresql://app@db.example/telemetry
 python -m examples.sdk_exporter          # the shop
@@ -8,7 +8,8 @@ python -m examples.sdk_exporter genai    # the assistant
 import logging
 import sys
 
-from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler
+from opentelemetry.instrumentation.logging.handler import LoggingHandler
+from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
