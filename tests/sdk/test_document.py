@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "sdk.md").read_text(encoding="utf-8")
 DOCUMENTED_DSN = "postgresql://app@db.example/telemetry"
 
+PACKAGE, SDK = "opentelemetry.instrumentation.logging.handler", "opentelemetry.sdk._logs"
+
 APP = """
 import logging
 from opentelemetry import trace
@@ -36,12 +38,11 @@ def environment(dsn: str) -> dict[str, str]:
     }
 
 
-def block(heading: str, language: str) -> str:
-    """Return the first block of a language below a heading of the document."""
+def block(heading: str, language: str, index: int = 0) -> str:
+    """Return a block of a language below a heading of the document: the first, unless `index` says otherwise."""
     section = DOCUMENT.partition(f"\n{heading}\n")[2]
-    found = re.search(rf"^```{language}\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
-    assert found, heading
-    return found[1]
+    blocks: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+    return blocks[index]
 
 
 def run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
@@ -64,17 +65,16 @@ def stored(dsn: str) -> list[tuple[str, ...]]:
         return connection.execute(STORED).fetchall()
 
 
+@pytest.mark.parametrize("module", [PACKAGE, SDK])
 def test_set_up_by_hand_stores_spans_and_logs_of_the_service(
-    dsn: str, environment: dict[str, str], tmp_path: Path
+    module: str, dsn: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     set_up = block("### By hand", "python")
-    # The package is none of ours: the document names the SDK's own class as the way without it.
-    package, own = "opentelemetry.instrumentation.logging.handler", "opentelemetry.sdk._logs"
-    assert f"from {package} import LoggingHandler" in set_up
-    assert f"`from {own} import LoggingHandler`" in DOCUMENT
+    assert f"from {PACKAGE} import LoggingHandler" in set_up
+    assert f"`from {SDK} import LoggingHandler`" in DOCUMENT  # the way without the package
     assert DOCUMENTED_DSN in set_up
     app = tmp_path / "app.py"
-    app.write_text(set_up.replace(package, own).replace(DOCUMENTED_DSN, dsn) + APP, encoding="utf-8")
+    app.write_text(set_up.replace(PACKAGE, module).replace(DOCUMENTED_DSN, dsn) + APP, encoding="utf-8")
     run([sys.executable, str(app)], tmp_path, environment)
     assert stored(dsn) == [("shop", "shop", "work", "careful")]
 
@@ -82,7 +82,7 @@ def test_set_up_by_hand_stores_spans_and_logs_of_the_service(
 def test_set_up_by_environment_stores_spans_and_logs_of_the_service(
     dsn: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    commands = block("### By environment", "sh")
+    commands = block("### By environment", "sh", 1)  # after the packages
     assert DOCUMENTED_DSN in commands
     (tmp_path / "app.py").write_text(APP, encoding="utf-8")
     run(["bash", "-eu", "-c", commands.replace(DOCUMENTED_DSN, '"$DSN"')], tmp_path, environment)
