@@ -361,13 +361,16 @@ def _banner(service: "Service") -> list[str]:
     endpoint = service.grpc_endpoint
     everywhere = endpoint.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
     address = f"http://localhost:{endpoint.port}" if everywhere else f"http://{endpoint}"
-    database = mask_dsn(service.dsn) if server is None else f"its own, in {server.data_dir}"
+    database = (
+        service.postgres_version if server is None else f"{service.postgres_version}, its own, in {server.data_dir}"
+    )
     return [
         "",
         f"{_PROGRAM} {_version()} is ready; Ctrl-C stops it.",
         "",
         f"  OTLP/gRPC   {endpoint}",
-        f"  PostgreSQL  {service.postgres_version}, {database}",
+        f"  PostgreSQL  {database}",
+        f"  DSN         {mask_dsn(service.dsn)}",
         "",
         "See what arrives:",
         "",

@@ -130,6 +130,7 @@ def test_the_banner_says_where_it_listens_what_to_set_and_how_to_look(open_folde
     assert "export OTEL_SERVICE_NAME=my-app\n" in banner
     assert "opentelemetry-instrument python app.py\n" in banner
     assert re.search(rf"PostgreSQL  \d+\.\d+.*, its own, in {open_folder}\n", banner)
+    assert re.search(r"DSN +.*host=127.0.0.1", banner)
 
 
 def test_without_a_psql_on_the_path_its_own_is_named(open_folder: Path, serve: StartServing) -> None:
@@ -188,7 +189,7 @@ def test_migrate_makes_the_tables_at_the_start_and_the_password_is_masked(
     serving = serve("--migrate", variables={"OTEL_PG_EXPORTER_DSN": dsn})
     assert connect(serving.address).export(TRACES, span_request()) == b""
     assert count(empty_dsn) == 1
-    assert re.search(r"PostgreSQL  \d+\.\d+.*, .*password=\*\*\*", serving.stdout)
+    assert re.search(r"PostgreSQL  \d+\.\d+.*\n  DSN  .*password=\*\*\*", serving.stdout)
     assert serving.psql == f"psql '{empty_dsn.partition('?')[0]}'"
     serving.send(signal.SIGTERM)
     assert serving.wait() == 0
