@@ -357,8 +357,7 @@ class _Signals:
 def _banner(service: "Service") -> list[str]:
     from otel_pg_exporter.postgres.connection import mask_dsn, shareable_url
 
-    server = service.embedded
-    endpoint = service.grpc_endpoint
+    server, endpoint = service.embedded, service.grpc_endpoint
     everywhere = endpoint.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
     address = f"http://localhost:{endpoint.port}" if everywhere else f"http://{endpoint}"
     database = (

@@ -253,7 +253,7 @@ def claim_requests(schema: str) -> sql.Composed:
     return sql.SQL(
         "INSERT INTO {} (request_id, rejected, error_message) SELECT * FROM {}"
         " ON CONFLICT DO NOTHING RETURNING request_id"
-    ).format(sql.Identifier(schema, "ingest_requests"), unnest([ColumnType.UUID, ColumnType.INT8, ColumnType.TEXT]))
+    ).format(sql.Identifier(schema, "ingest_requests"), unnest(REQUEST_TYPES))
 
 
 def read_requests(schema: str) -> sql.Composed:

@@ -51,9 +51,6 @@ class Writer:
         self._settings = settings
         self._statistics = statistics
         self._clock = clock
-        self._start_remembering()
-
-    def _start_remembering(self) -> None:
         self._lock = threading.Lock()
         self._resources: dict[bytes, float] = {}  # committed resource id to the time when it expires
         self._days: dict[int, float] = {}  # day to the time until which it needs no asking
