@@ -14,8 +14,9 @@
     │   └── InternalError            it fails again and again in a way that nobody foresaw: a bug
     └── RetryableError               nothing is wrong with the request; the sender should come again
         ├── OverloadedError          the byte budget or the call limit is used up, or we are draining
-        └── DatabaseUnavailableError PostgreSQL is away, too slow, or did not answer the COMMIT
-            └── DeploymentError      PostgreSQL answers, but no row fits: drift, a missing table or privilege
+        └── DatabaseUnavailableError a transaction failed, was too slow, or its COMMIT was not answered
+            └── OutageError          the next one will fail as well: PostgreSQL is away or cannot write
+                └── DeploymentError  PostgreSQL answers, but no row fits: drift, a missing table or privilege
 
 What concerns one item of a request is no exception but a `Rejection` in its `Outcome`.
 """
@@ -70,8 +71,16 @@ class OverloadedError(RetryableError):
 
 
 class DatabaseUnavailableError(RetryableError):
-    """PostgreSQL is away, too slow, or did not answer the COMMIT."""
+    """A transaction failed, was too slow, or its COMMIT was not answered; `in_doubt`: it may be committed."""
+
+    def __init__(self, message: str, *, in_doubt: bool = False) -> None:
+        super().__init__(message)
+        self.in_doubt = in_doubt
 
 
-class DeploymentError(DatabaseUnavailableError):
+class OutageError(DatabaseUnavailableError):
+    """The next transaction will fail as well: PostgreSQL is away or cannot write."""
+
+
+class DeploymentError(OutageError):
     """PostgreSQL answers, but no row fits: a drifted column, a missing table or privilege."""

@@ -108,6 +108,14 @@ class SpanFacts(NamedTuple):
     sums: tuple[int | None, ...]  # in the order of `Table.sums`
 
 
+Hold = Callable[[int], None]
+"""Told how many bytes a request holds in memory by now; raises OverloadedError when there is no room for them."""
+
+
+def unbounded(_size: int) -> None:
+    """Be the `Hold` of a request that is the only one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
     """One refused item of a request."""
@@ -146,11 +154,12 @@ class RowBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one request: `stored + duplicate + rejected` is its number of items."""
+    """What became of one request: `stored + duplicate + rejected` is its number of items, unless it was spooled."""
 
     stored: int = 0
     duplicate: int = 0  # already stored: by an earlier request, or twice in one batch
     duplicate_conflict: int = 0  # of these, same key but other content (seen inside one batch)
+    spooled: int = 0  # safe on disk, all the request's items; what else becomes of them is settled later
     rejected: int = 0
     error_message: str = ""  # for `partial_success`; empty unless something was rejected
 

@@ -106,14 +106,28 @@ def _percentile(ordered: list[float], share: float) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemCounts:
-    """Where the received items are: `received = stored + duplicate + rejected + refused + in_flight`."""
+    """Where this process's items are, at any moment.
+
+    `received + recovered_from_spool = stored + duplicate + rejected + refused + in_spool + in_flight`. An item that
+    was spooled is settled by the drain alone. `spooled` and `drained` only tell how many went which way.
+    """
 
     received: int = 0
+    recovered_from_spool: int = 0  # found in the spool of a process that is dead
     stored: int = 0
     duplicate: int = 0
     rejected: int = 0  # refused one by one; in dead_letters
     refused: int = 0  # refused with their whole request; the sender was told to retry or to give up
+    in_spool: int = 0  # acknowledged, on disk, and not yet settled
     in_flight: int = 0
+    spooled: int = 0  # ever put into the spool
+    drained: int = 0  # ever taken out of it, settled
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every item is accounted for."""
+        settled = self.stored + self.duplicate + self.rejected + self.refused
+        return self.received + self.recovered_from_spool == settled + self.in_spool + self.in_flight
 
 
 class ItemCounters:

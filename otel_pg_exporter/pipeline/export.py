@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from otel_pg_exporter.errors import DatabaseUnavailableError, ExporterError
-from otel_pg_exporter.model import Outcome, RowBatch, Signal
+from otel_pg_exporter.model import Hold, Outcome, RowBatch, Signal, unbounded
 from otel_pg_exporter.telemetry import ItemCounters
 from otel_pg_exporter.transcode import Plan, transcode
 
@@ -29,13 +29,13 @@ class Export:
         self._ack_timeout = ack_timeout
         self._now_ns = now_ns
 
-    def __call__(self, signal: Signal, body: bytes) -> Outcome:
+    def __call__(self, signal: Signal, body: bytes, hold: Hold = unbounded) -> Outcome:
         """Return once every item of the request is committed or refused for good.
 
         Raises UndecodableError, or RetryableError when the request is not committed within `ack_timeout`: the sender
         should send the same again. If it was committed after all, the retry stores nothing twice.
         """
-        batch = transcode(self._plans[signal], body, now_ns=self._now_ns())
+        batch = transcode(self._plans[signal], body, now_ns=self._now_ns(), hold=hold)
         count = batch.item_count
         if count == 0:
             return Outcome()

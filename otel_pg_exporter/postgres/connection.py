@@ -23,7 +23,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus, abc
 
 from otel_pg_exporter.config import DatabaseSettings
-from otel_pg_exporter.errors import ConfigurationError, DatabaseUnavailableError
+from otel_pg_exporter.errors import ConfigurationError, DatabaseUnavailableError, OutageError
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 R = TypeVar("R")
@@ -85,12 +85,12 @@ def shareable_url(dsn: str) -> str:
 def connect(settings: DatabaseSettings) -> Connection:
     """Open one connection, in autocommit mode; the caller closes it.
 
-    Raises DatabaseUnavailableError with libpq's reason, which names no password.
+    Raises OutageError with libpq's reason, which names no password.
     """
     try:
         return _DeadlineConnection.open(_arguments(settings))
     except psycopg.Error as exc:
-        raise DatabaseUnavailableError(_unreachable(settings, exc)) from exc
+        raise OutageError(_unreachable(settings, exc)) from exc
 
 
 def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
@@ -243,7 +243,7 @@ class Connections:
                 self._arguments | {"connect_timeout": max(math.ceil(within), 1)}  # psycopg makes it 2 at least
             )
         except psycopg.Error as exc:
-            raise DatabaseUnavailableError(_unreachable(self.settings, exc)) from exc
+            raise OutageError(_unreachable(self.settings, exc)) from exc
         connection.opened = time.monotonic()
         with self._changed:
             self._lent.add(connection)

@@ -9,7 +9,7 @@ import re
 
 import psycopg
 
-from otel_pg_exporter.errors import DatabaseUnavailableError, DeploymentError
+from otel_pg_exporter.errors import DatabaseUnavailableError, DeploymentError, OutageError
 
 
 class Verdict(enum.Enum):
@@ -81,7 +81,9 @@ def unavailable(error: psycopg.Error, *, phase: str, broken: bool) -> DatabaseUn
             error.sqlstate or "", "compare the tables with `otel-pg-exporter migrate --check` and the same settings"
         )
         return DeploymentError(f"PostgreSQL refuses every row at {text}; {remedy}")
-    return DatabaseUnavailableError(f"PostgreSQL failed at {text}")
+    # Without a connection, nobody knows whether a COMMIT that was on its way arrived.
+    kind = OutageError if is_outage(error, broken=broken) else DatabaseUnavailableError
+    return kind(f"PostgreSQL failed at {text}", in_doubt=broken and phase == "COMMIT")
 
 
 def reason(error: psycopg.Error) -> str:

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 import psycopg
 
 from otel_pg_exporter.config import WriterSettings
-from otel_pg_exporter.errors import DatabaseUnavailableError, DeploymentError
+from otel_pg_exporter.errors import DatabaseUnavailableError, DeploymentError, OutageError
 from otel_pg_exporter.mapping import Mapping
 from otel_pg_exporter.model import Outcome, RowBatch, Signal
 from otel_pg_exporter.postgres.connection import Connection, Connections, watchdog
 from otel_pg_exporter.postgres.merge import Merged
 from otel_pg_exporter.postgres.partitions import ensure_partitions
-from otel_pg_exporter.postgres.sqlstate import Verdict, classify, is_outage, unavailable
+from otel_pg_exporter.postgres.sqlstate import Verdict, classify, unavailable
 from otel_pg_exporter.postgres.transaction import BadTracesError, Method, Statements, Transaction, Written
 from otel_pg_exporter.telemetry import BatchReport, RateLimitedLogger, Statistics
 
@@ -83,7 +83,7 @@ class Writer:
             return lent.enter_context(self._connections.borrow(patience))
         except DatabaseUnavailableError as exc:
             said = _notices.log(logging.WARNING, "connect", str(exc))
-            if isinstance(exc.__cause__, psycopg.Error):  # not when all connections are busy
+            if isinstance(exc, OutageError):  # not when all connections are busy
                 self._note_outage(None, said=said)
             raise
 
@@ -167,7 +167,7 @@ class Writer:
         refused = isinstance(translated, DeploymentError)
         level = logging.ERROR if refused else logging.WARNING
         said = _notices.log(level, type(translated).__name__, str(translated))
-        if refused or is_outage(error, broken=broken):
+        if isinstance(translated, OutageError):
             self._note_outage(signal if refused else None, said=said)
         return translated
 

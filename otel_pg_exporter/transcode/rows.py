@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from otel_pg_exporter.model import Anomaly, Rejection, RowBatch, Signal, SpanFacts
+from otel_pg_exporter.model import Anomaly, Hold, Rejection, RowBatch, Signal, SpanFacts, unbounded
 from otel_pg_exporter.transcode import copy_format
 from otel_pg_exporter.transcode.fields import log_fields, resource_fields, scope_fields, span_fields
 from otel_pg_exporter.transcode.plan import Fields, Message, Plan
@@ -51,11 +51,12 @@ class Shared(NamedTuple):
 class RowBuilder:
     """Collects the rows of one request. Used by one thread, then thrown away."""
 
-    def __init__(self, plan: Plan, *, request_id: bytes, now_ns: int) -> None:
+    def __init__(self, plan: Plan, *, request_id: bytes, now_ns: int, hold: Hold = unbounded) -> None:
         self._plan = plan
         self._item_message = "span" if plan.signal is Signal.TRACES else "log"
         self._request_id = request_id
         self._now = now_ns
+        self._hold = hold
         self._earliest = now_ns - int(plan.window.past * 1e9)
         self._latest = now_ns + int(plan.window.future * 1e9)
         self._rows: list[bytes] = []

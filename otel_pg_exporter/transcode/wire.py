@@ -18,7 +18,7 @@ from opentelemetry.proto.resource.v1 import resource_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from otel_pg_exporter.errors import UndecodableError
-from otel_pg_exporter.model import Anomaly, RowBatch, Signal
+from otel_pg_exporter.model import Anomaly, Hold, RowBatch, Signal, unbounded
 from otel_pg_exporter.transcode.plan import Plan
 from otel_pg_exporter.transcode.rows import RowBuilder
 from otel_pg_exporter.transcode.salvage import OneItemRequests, Salvaged, salvage
@@ -40,15 +40,19 @@ _SCHEMAS = {
 }
 
 
-def transcode(plan: Plan, body: bytes, *, now_ns: int) -> RowBatch:
+def transcode(
+    plan: Plan, body: bytes, *, now_ns: int, request_id: bytes | None = None, hold: Hold = unbounded
+) -> RowBatch:
     """Make rows of an OTLP export request.
 
-    The request's id is the BLAKE2b-128 of the signal's name and the body: a client's retry has the same. The batch
-    keeps `body` alive. Raises UndecodableError, and nothing else whatever the body holds.
+    Unless it is given one, the request's id is the BLAKE2b-128 of the signal's name and the body: a client's retry
+    has the same. The batch keeps `body` alive. Raises UndecodableError, what `hold` raises, and nothing else whatever
+    the body holds.
     """
     schema = _SCHEMAS[plan.signal]
-    request_id = hashlib.blake2b(plan.signal.value.encode() + body, digest_size=16).digest()
-    builder = RowBuilder(plan, request_id=request_id, now_ns=now_ns)
+    if request_id is None:
+        request_id = hashlib.blake2b(plan.signal.value.encode() + body, digest_size=16).digest()
+    builder = RowBuilder(plan, request_id=request_id, now_ns=now_ns, hold=hold)
     request, salvaged = _parse(plan.signal, schema.request, body)
     if salvaged is None:
         _add(builder, plan.signal, request, count(), frozenset())

@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from otel_pg_exporter.errors import DatabaseUnavailableError, DeploymentError
+from otel_pg_exporter.errors import DeploymentError, OutageError
 from otel_pg_exporter.postgres.sqlstate import Verdict, classify, copy_line, is_outage, unavailable
 
 
@@ -46,7 +46,7 @@ def test_each_class_has_its_verdict(sqlstate: str | None, verdict: Verdict) -> N
 
 def test_a_lost_connection_is_worth_a_retry_whatever_the_error_says() -> None:
     assert classify(error("42P01"), broken=True) is Verdict.RETRY
-    assert type(unavailable(error("42P01"), phase="spans", broken=True)) is DatabaseUnavailableError
+    assert type(unavailable(error("42P01"), phase="spans", broken=True)) is OutageError
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,173 @@
+"""Every setting that there is, in groups, as frozen values; names are flags, variables and keys at once (`loading`)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from otel_pg_exporter.config.loading import setting
+from otel_pg_exporter.errors import ConfigurationError
+
+SERVER_PREFIX = "OTEL_PG_EXPORTER_"
+SDK_PREFIX = "OTEL_EXPORTER_POSTGRESQL_"
+
+_DAY = 86_400.0  # seconds
+_LARGEST_INT32 = 2**31 - 1  # what gRPC's and PostgreSQL's own settings can hold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseSettings:
+    """How to reach PostgreSQL, and how long a call to it may take."""
+
+    dsn: str = setting(
+        "",
+        "PostgreSQL to write to, as URL or key=value string; libpq's PG* fill in the rest",
+    )
+    schema: str = setting("otel", "schema that holds the tables")
+    connect_timeout: float = setting(5.0, "seconds that a connection attempt may take", minimum=0.1, maximum=_DAY)
+    statement_timeout: float = setting(30.0, "seconds that one statement may take", minimum=0.1, maximum=_DAY)
+    lock_timeout: float = setting(10.0, "seconds that a statement may wait for a lock", minimum=0.1, maximum=_DAY)
+    synchronous_commit: Literal["server", "on", "remote_apply", "remote_write", "local", "off"] = setting(
+        "on", "what a COMMIT waits for; `server` keeps the server's own setting; `off` gives up durability for speed"
+    )
+    application_name: str = setting("otel-pg-exporter", "name shown in pg_stat_activity")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterSettings:
+    """How one batch is written."""
+
+    write_method: Literal["auto", "copy", "insert"] = setting(
+        "auto",
+        "`copy`: binary COPY first, always; `auto`: the same, but by a temporary table for a while after retries were"
+        " met; `insert`: neither, and slower",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingSettings:
+    """Which columns there are, and which times belong to them."""
+
+    mappings: tuple[Path, ...] = setting((), "TOML files that promote further attributes to columns")
+    window_past: float = setting(
+        30 * _DAY,
+        "seconds back from now that get daily partitions; older goes to the DEFAULT partition",
+        minimum=0,
+        maximum=3650 * _DAY,
+    )
+    window_future: float = setting(
+        _DAY, "seconds ahead of now that get daily partitions", minimum=0, maximum=365 * _DAY
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineSettings:
+    """What is held in memory between the front door and PostgreSQL."""
+
+    writers: int = setting(2, "connections that write in parallel", minimum=1, maximum=256)
+    max_batch_rows: int = setting(
+        20_000, "rows in one transaction (a single larger request still goes whole)", minimum=1, maximum=_LARGEST_INT32
+    )
+    max_batch_bytes: int = setting(
+        32 * 2**20,
+        "bytes of rows in one transaction (a single larger request still goes whole)",
+        minimum=1,
+        maximum=2**40,
+        size=True,
+    )
+    linger: float = setting(
+        0.0, "seconds that a free writer waits for more; fewer, larger transactions", minimum=0, maximum=60
+    )
+    ack_timeout: float = setting(
+        3.0,
+        "seconds until a request that is not committed goes to the spool, or without one is answered UNAVAILABLE",
+        minimum=0.1,
+        maximum=_DAY,
+    )
+    max_inflight_bytes: int = setting(
+        512 * 2**20,
+        "bytes of requests held in memory, at least `max_request_bytes`; beyond it senders are asked to retry",
+        minimum=2**20,
+        maximum=2**50,
+        size=True,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolSettings:
+    """The spool on disk, which takes what PostgreSQL does not commit in time."""
+
+    spool: bool = setting(True, "keep on disk, and acknowledge, what PostgreSQL does not commit within `ack_timeout`")
+    spool_dir: Path | None = setting(None, "folder of the spool; default: in the user's state folder")
+    spool_max_bytes: int = setting(
+        2**30,
+        "bytes of requests on disk, at least `max_request_bytes`; beyond it senders are asked to retry",
+        minimum=2**20,
+        maximum=2**50,
+        size=True,
+    )
+    ledger_ttl: float = setting(
+        7 * _DAY,
+        "seconds that the ledger (`ingest_requests`) remembers a log request; one that may have been committed before"
+        " it was spooled is written only within half of that",
+        minimum=3600,
+        maximum=3650 * _DAY,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiverSettings:
+    """The OTLP front door."""
+
+    grpc_endpoint: str = setting("127.0.0.1:4317", "host:port for OTLP/gRPC")
+    max_request_bytes: int = setting(
+        64 * 2**20, "largest request, also after decompression", minimum=1024, maximum=_LARGEST_INT32, size=True
+    )
+    max_calls: int = setting(256, "calls in flight; beyond it senders are asked to retry", minimum=1, maximum=10_000)
+    reuse_port: bool = setting(False, "let another process listen on the same port, for rolling restarts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """Everything that `otel-pg-exporter serve` reads."""
+
+    database: DatabaseSettings = DatabaseSettings()
+    writer: WriterSettings = WriterSettings()
+    mapping: MappingSettings = MappingSettings()
+    pipeline: PipelineSettings = PipelineSettings()
+    spool: SpoolSettings = SpoolSettings()
+    receiver: ReceiverSettings = ReceiverSettings()
+    data_dir: Path | None = setting(None, "folder of the embedded PostgreSQL; default: in the user's state folder")
+    migrate: bool = setting(False, "create or update the tables of the PostgreSQL that `dsn` names")
+    partitions_ahead: int = setting(7, "daily partitions created ahead", minimum=1, maximum=365)
+    statistics_interval: float = setting(
+        60.0, "seconds between two log lines with statistics; 0: only at exit", minimum=0, maximum=_DAY
+    )
+    shutdown_timeout: float = setting(
+        20.0, "seconds that a stop may take to finish what is in flight", minimum=0, maximum=_DAY
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least severity that is logged")
+
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other."""
+        largest, bound = self.receiver.max_request_bytes, self.pipeline.max_inflight_bytes
+        if largest > bound:  # one such request would be let in, and break the bound
+            raise ConfigurationError(
+                f"--max-inflight-bytes ({bound:,}) is less than --max-request-bytes ({largest:,}), so a single request "
+                "could hold more than all may together; raise the one or lower the other"
+            )
+        room = self.spool.spool_max_bytes
+        if self.spool.spool and largest > room:  # one such request could never be spooled
+            raise ConfigurationError(
+                f"--spool-max-bytes ({room:,}) is less than --max-request-bytes ({largest:,}), so a single request "
+                "could be too large for the spool; raise the one or lower the other"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExporterSettings:
+    """Everything that the SDK exporters read; the environment's names begin with `OTEL_EXPORTER_POSTGRESQL_`."""
+
+    database: DatabaseSettings = DatabaseSettings()
+    writer: WriterSettings = WriterSettings()
+    mapping: MappingSettings = MappingSettings()
+    timeout: float = setting(10.0, "seconds that one export may take, retries included", minimum=0.1, maximum=_DAY)
