@@ -6,6 +6,8 @@ when every other handler waits for a commit.
 """
 
 import functools
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
@@ -20,6 +22,7 @@ from otel_pg_exporter.receiver.body_deadline import BodyDeadline
 from otel_pg_exporter.receiver.endpoint import check_free, parse_endpoint
 from otel_pg_exporter.receiver.health import Health
 from otel_pg_exporter.receiver.metrics import refuse_metrics
+from otel_pg_exporter.receiver.port_sockets import count_connections, stop_listening
 from otel_pg_exporter.receiver.status import GrpcStatus, grpc_status, response
 from otel_pg_exporter.receiver.unexpected import UnexpectedErrors
 
@@ -56,12 +59,25 @@ _ADMISSION_TIMEOUT = 1.0
 # Seconds for the last answers to leave and for health watchers to be told, once no export is in flight any more.
 _FLUSH_TIMEOUT = 1.0
 
+# Of the time that a stop on a shared port may take, at most this share until every client has gone to the next process;
+# the rest is for the calls that are in flight then.
+_HANDOVER_SHARE = 3 / 4
+
+# gRPC's jitter, and what a GOAWAY may take on its way.
+_AGE_FACTOR = 1.1
+_GOAWAY_MARGIN = 1.0  # seconds
+
+_LOOK_INTERVAL = 0.1  # seconds between two looks at whether connections are left
+
 
 class GrpcServer:
     """Serves OTLP/gRPC: admits a call, reads its body, hands it to `export`, and answers with what became of it.
 
     `export` is called in the call's thread, many at a time, and must not wait for ever; it raises ExporterError for a
     whole request. A call's reservation in `budget` lasts until `export` returns.
+
+    On a shared port (`reuse_port`) a connection lives for `connection_age` seconds, give or take 10 %. Then its client
+    is told by GOAWAY to open another, which after a stop has begun leads to the next process.
     """
 
     def __init__(
@@ -71,6 +87,7 @@ class GrpcServer:
         settings: ReceiverSettings,
         *,
         body_timeout: float = 30.0,
+        connection_age: float = 5.0,
     ) -> None:
         self._budget = budget
         self._settings = settings
@@ -82,7 +99,9 @@ class GrpcServer:
         self._health = Health([*_SERVICES.values(), _METRICS_SERVICE])
         self._threads = ThreadPoolExecutor(settings.max_calls + _RESERVE_THREADS, thread_name_prefix="otlp-grpc")
         # Not `maximum_concurrent_rpcs`: beyond it grpcio answers RESOURCE_EXHAUSTED, which makes senders drop data.
-        self._server = grpc.server(self._threads, options=_options(settings))
+        self._server = grpc.server(self._threads, options=_options(settings, connection_age))
+        self._connection_age = connection_age
+        self._port = 0  # until it listens
         for signal, name in _SERVICES.items():
             self._add(name, functools.partial(_export, export, signal))
         self._add(_METRICS_SERVICE, refuse_metrics)
@@ -102,6 +121,7 @@ class GrpcServer:
             ) from exc
         self._server.start()
         self._body_deadline.start()
+        self._port = port
         return port
 
     def set_serving(self, serving: bool) -> None:
@@ -117,15 +137,31 @@ class GrpcServer:
         """Stop: tell health checks, refuse new calls, finish those in flight within `grace` seconds, cancel the rest.
 
         New calls go on to be refused with UNAVAILABLE meanwhile, so that their senders come again elsewhere or later.
+        On a shared port nobody is refused before all clients were told to go to the other process, if `grace` allows.
         May be repeated, and called without `start()`.
         """
+        deadline = time.monotonic() + grace
         self._health.shut_down()
+        if self._settings.reuse_port and self._port:
+            self._hand_over(min(self._connection_age * _AGE_FACTOR + _GOAWAY_MARGIN, grace * _HANDOVER_SHARE))
         self._gate.close()
-        finished = self._gate.wait_idle(grace)
+        finished = self._gate.wait_idle(max(0.0, deadline - time.monotonic()))
         self._server.stop(_FLUSH_TIMEOUT if finished else None).wait()
         self._body_deadline.stop()
         # Handlers that outlive the grace period end with their export's own timeout; nobody waits for them here.
         self._threads.shutdown(wait=finished)
+
+    def _hand_over(self, patience: float) -> None:
+        """Leave the port to the other processes; serve what comes on open connections until their clients have gone.
+
+        Not by grpcio's own stop: it cancels the calls that arrive before their clients know of it (measured: some 30
+        of 64 senders at full speed).
+        """
+        stop_listening(self._port)
+        deadline = time.monotonic() + patience
+        pause = threading.Event()
+        while count_connections(self._port) and (left := deadline - time.monotonic()) > 0:
+            pause.wait(min(_LOOK_INTERVAL, left))
 
     def _add(self, service: str, take: Callable[[bytes], bytes]) -> None:
         """Register `service` with its one method, Export; `take` turns a request's body into a response's."""
@@ -182,8 +218,10 @@ def _abort(context: grpc.ServicerContext, status: GrpcStatus) -> NoReturn:
     context.abort(status.code, status.details)
 
 
-def _options(settings: ReceiverSettings) -> list[tuple[str, int]]:
+def _options(settings: ReceiverSettings, connection_age: float) -> list[tuple[str, int]]:
+    aging = [("grpc.max_connection_age_ms", int(connection_age * 1000))] if settings.reuse_port else []
     return [
+        *aging,
         # By default two processes may share a port without a word, each getting some of the connections.
         ("grpc.so_reuseport", int(settings.reuse_port)),
         # gRPC's default is 4 MiB. It holds after decompression too: beyond it, gRPC stops to inflate and answers

@@ -18,6 +18,7 @@ from tests.receiver.support import (
     Blocker,
     Client,
     Connect,
+    Export,
     Recorder,
     Serve,
     Wire,
@@ -36,8 +37,10 @@ def health(client: Client, service: str = "") -> int:
     return int(health_pb2_grpc.HealthStub(client.channel).Check(request, timeout=30).status)
 
 
-def make(endpoint: str) -> GrpcServer:
-    return GrpcServer(Recorder(), ByteBudget(2**30), settings(endpoint))
+def make(endpoint: str, export: Export | None = None, *, shared: bool = False) -> GrpcServer:
+    """Return a server that has not started; its connections live for a second if its port is shared."""
+    values = settings(endpoint, reuse_port=shared)
+    return GrpcServer(export or Recorder(), ByteBudget(2**30), values, connection_age=1)
 
 
 def assert_refused_for_now(client: Client, words: str) -> None:
@@ -207,6 +210,56 @@ def test_two_servers_share_a_port_only_when_both_say_so(serve: Serve, connect: C
     assert second.port == first.port
     connect(first.address).export(TRACES, b"to either")
     assert len(recorder.calls) == 1
+
+
+def test_a_stop_on_a_shared_port_serves_what_comes_on_open_connections_until_their_clients_have_gone(
+    connect: Connect,
+) -> None:
+    recorder = Recorder()
+    old = make("127.0.0.1:0", recorder, shared=True)
+    address = f"127.0.0.1:{old.start()}"
+    client = connect(address)
+    client.export(TRACES, b"first")
+    stopping = threading.Thread(target=old.stop, args=(60,))
+    stopping.start()
+    wait_until(lambda: not _takes_connections(address))
+    client.export(TRACES, b"still taken")
+    assert len(recorder.calls) == 2
+    successor = Recorder()
+    new = make(address, successor, shared=True)
+    new.start()
+    while not successor.calls:  # none of these is refused
+        client.export(TRACES, b"to either")
+    stopping.join(60)
+    assert not stopping.is_alive()
+    assert client.export(TRACES, b"last") == b""
+    client.channel.close()
+    new.stop(10)
+
+
+def test_a_stop_on_a_shared_port_ends_in_time_though_a_client_has_not_gone(connect: Connect) -> None:
+    blocker = Blocker()
+    server = GrpcServer(blocker, ByteBudget(2**30), settings(reuse_port=True))
+    client = connect(f"127.0.0.1:{server.start()}")
+    in_flight = client.future(TRACES, b"in flight")
+    wait_until(lambda: len(blocker.calls) == 1)
+    stopping = threading.Thread(target=server.stop, args=(0.5,))
+    stopping.start()
+    wait_until(lambda: server._gate._closed)
+    stopping.join(60)
+    assert not stopping.is_alive()
+    assert in_flight.exception() is not None
+    blocker.released.set()
+    wait_until(lambda: server.calls_in_flight == 0)
+
+
+def _takes_connections(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port))).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def test_ipv6_loopback_is_served(serve: Serve, connect: Connect) -> None:
