@@ -1,0 +1,124 @@
+"""The parser: commands, flags made from settings, and the settings that they give."""
+
+import argparse
+import difflib
+import logging
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn, Protocol
+
+from otel_pg_exporter import config
+from otel_pg_exporter.cli.output import PROGRAM
+from otel_pg_exporter.config import SERVER_PREFIX, ServeSettings, Setting
+
+_CONFIG_HELP = f"TOML file with settings ({SERVER_PREFIX}CONFIG)"
+
+
+class Commands(Protocol):
+    """What `add_subparsers` returns; argparse's own type of it is private."""
+
+    def add_parser(self, name: str, **options: Any) -> "Parser":  # noqa: ANN401 - argparse's options
+        """Return a new parser, which is chosen by `name`."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, but its errors are one line and repeat no password."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401 - argparse's overloads
+        """Parse, as argparse's own does, but refuse what nobody knows here, where the command is known."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            self.error(f"unknown argument {flag}{did_you_mean(flag, self._option_string_actions)}")
+        return options, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2 and one line."""
+        print(f"{self.prog}: {_redacted(message)}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a hint at the known word that is closest, empty where none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _redacted(text: str) -> str:
+    """Hide what may be a password in a DSN that came where none belongs."""
+    return re.sub(r"(password\s*=\s*)\S+", r"\1***", re.sub(r"://\S*@", "://***@", text), flags=re.IGNORECASE)
+
+
+def add_command(commands: Commands, name: str, *, help: str, description: str, epilog: str) -> Parser:  # noqa: A002 - argparse's word
+    """Add a command, which reads settings; the caller adds their flags."""
+    parser = commands.add_parser(
+        name,
+        help=help,
+        usage=f"{PROGRAM} {name} [settings]",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help=_CONFIG_HELP)
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> None:
+    """Add a flag for each setting, grouped as they are."""
+    groups: dict[str, Any] = {}
+    for setting in settings:
+        title = setting.group.rstrip(".") or "The service"
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        groups[title].add_argument(setting.flag, default=None, help=_help(setting), **_action(setting))
+
+
+def _action(setting: Setting) -> dict[str, Any]:
+    if setting.kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if setting.name == "mappings":
+        return {"action": "append", "metavar": "FILE"}
+    if setting.choices:
+        return {"metavar": "{" + ",".join(setting.choices) + "}"}
+    if setting.name.endswith("_endpoint"):
+        return {"metavar": "HOST:PORT"}
+    if setting.size:
+        return {"metavar": "BYTES"}
+    words = {float: "SECONDS", int: "N", str: setting.name.rpartition("_")[2].upper()}
+    return {"metavar": words.get(setting.kind, "FOLDER")}
+
+
+def _help(setting: Setting) -> str:
+    default = f"; default: {setting.shown_default}" if setting.shown_default else ""
+    return f"{setting.help} ({setting.variable(SERVER_PREFIX)}{default})".replace("%", "%%")
+
+
+def settings_from(options: argparse.Namespace) -> ServeSettings:
+    """Load the settings, flags first, and set up logging as they say."""
+    flags: Mapping[str, object] = vars(options)
+    file = config.file_of(options.config, prefix=SERVER_PREFIX)
+    settings = config.load(ServeSettings, prefix=SERVER_PREFIX, flags=flags, file=file)
+    _set_up_logging(settings.log_level)
+    _warn_of_password(options)
+    return settings
+
+
+def _warn_of_password(options: argparse.Namespace) -> None:
+    from otel_pg_exporter.postgres.connection import parse_dsn
+
+    if options.dsn is not None and "password" in parse_dsn(options.dsn):
+        logging.getLogger(__name__).warning(
+            "--dsn holds a password, which every user of this machine can see in the list of processes; "
+            "put the DSN into OTEL_PG_EXPORTER_DSN, or the password into ~/.pgpass"
+        )
+
+
+def _set_up_logging(level: str) -> None:
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=level.upper(), stream=sys.stderr, force=True
+    )
+    logging.captureWarnings(capture=True)
+    # What matters of a broken connection our own lines say.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)

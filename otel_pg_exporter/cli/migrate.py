@@ -1,0 +1,63 @@
+"""`migrate`: the tables."""
+
+import argparse
+
+from otel_pg_exporter.cli.arguments import Commands, add_command, add_settings, settings_from
+from otel_pg_exporter.cli.output import PROGRAM, print_lines
+from otel_pg_exporter.config import DatabaseSettings, ServeSettings, settings_of
+from otel_pg_exporter.errors import ConfigurationError
+
+_DESCRIPTION = """\
+Create or update the tables in the PostgreSQL that the DSN names. Any number of these may run at once, also while a
+receiver writes. (`serve` does this by itself for its own PostgreSQL, and elsewhere with --migrate.)
+"""
+
+_EPILOG = f"""\
+examples:
+  {PROGRAM} migrate --dsn postgresql://otel_migrator@db.example/telemetry
+  {PROGRAM} migrate --print > tables.sql
+  {PROGRAM} migrate --check --dsn postgresql://otel_writer@db.example/telemetry
+
+exit status: 0 the tables are up to date, 1 they are not or cannot be reached, 2 wrong flag or setting.
+"""
+
+_SETTINGS = {setting.name for setting in settings_of(DatabaseSettings)} - {"synchronous_commit"} | {"mappings"}
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands, "migrate", help="create or update the tables", description=_DESCRIPTION, epilog=_EPILOG
+    )
+    parser.set_defaults(run=_run)
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--print", action="store_true", help="print the SQL for an empty schema; needs no database")
+    only.add_argument("--check", action="store_true", help="only tell whether the tables are up to date")
+    add_settings(parser, (each for each in settings_of(ServeSettings) if each.name in _SETTINGS))
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = settings_from(options)
+    from otel_pg_exporter import mapping
+    from otel_pg_exporter.postgres.connection import connect, mask_dsn
+    from otel_pg_exporter.postgres.migrate import check, migrate, render
+
+    database = settings.database
+    columns = mapping.load(settings.mapping.mappings)
+    if options.print:
+        print_lines([render(database.schema, columns)])
+        return 0
+    if not database.dsn:
+        raise ConfigurationError(
+            "migrate needs to know which PostgreSQL: --dsn or OTEL_PG_EXPORTER_DSN; "
+            "the one that `serve` runs without a DSN it migrates by itself"
+        )
+    where = f"schema {database.schema} ({mask_dsn(database.dsn)})"
+    if options.check:
+        with connect(database) as connection:
+            check(connection, database.schema, columns)
+        print_lines([f"{where} is up to date"])
+        return 0
+    applied = migrate(database, columns)
+    print_lines([f"{where}: applied {name}" for name in applied] or [f"{where} is up to date"])
+    return 0

@@ -1,0 +1,157 @@
+"""`serve`: the receiver, its signals, and what it says when it is ready."""
+
+import argparse
+import logging
+import os
+import shlex
+import shutil
+import signal
+import threading
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from otel_pg_exporter.cli.arguments import Commands, add_command, add_settings, settings_from
+from otel_pg_exporter.cli.output import PROGRAM, print_lines, version
+from otel_pg_exporter.config import ServeSettings, settings_of
+from otel_pg_exporter.errors import StartupError
+
+if TYPE_CHECKING:
+    from otel_pg_exporter.service import Service
+
+_DESCRIPTION = """\
+Receive traces and logs by OTLP and write them to PostgreSQL. An OK to a sender means: committed.
+
+Without a DSN, PostgreSQL is started too: its data stays in --data-dir, its tables are created and updated. libpq's own
+variables (PGHOST, PGUSER, PGPASSFILE, ...) fill in what a DSN leaves out, but name no server by themselves: to rely on
+them alone, give `--dsn dbname=telemetry` or `--dsn service=telemetry`.
+
+SIGTERM and SIGINT (Ctrl-C) finish what is in flight and exit with 0; a second one exits at once.
+"""
+
+_EPILOG = f"""\
+Each setting is a flag, an environment variable, or a key in a TOML file (grpc_endpoint = "127.0.0.1:4317"); flags win
+over the environment, and that over the file. Durations are in seconds, sizes in bytes (64MiB is understood).
+
+examples:
+  {PROGRAM} serve --grpc-endpoint 0.0.0.0:4317 --data-dir /srv/telemetry
+  {PROGRAM} serve --config /etc/otel-pg-exporter.toml --migrate
+
+exit status: 0 stopped by a signal, 1 could not start, 2 wrong flag or setting.
+"""
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands, "serve", help="receive OTLP and write it to PostgreSQL", description=_DESCRIPTION, epilog=_EPILOG
+    )
+    parser.set_defaults(run=_run)
+    add_settings(parser, settings_of(ServeSettings))
+
+
+def _run(options: argparse.Namespace) -> int:
+    signals = _Signals()
+    try:
+        settings = settings_from(options)
+        if not settings.database.dsn:
+            # Meant for other servers: a DSN outdoes most of libpq's variables, but not PGSERVICE.
+            for name in [name for name in os.environ if name.startswith("PG")]:
+                del os.environ[name]
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core logs to stderr in a form of its own
+        # What gRPC does in a forked child, for its own sake, crashed one in a hundred before they became PostgreSQL.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+        from otel_pg_exporter.service import Service
+
+        signals.service = service = Service(settings)
+        service.start()
+        print_lines(_banner(service))
+        signals.wait()
+    except _StopRequested:
+        logging.getLogger(__name__).info("%s: stopping; a second signal ends this at once", signals.name)
+    finally:
+        if signals.service is not None:
+            signals.service.stop()
+    return 0
+
+
+class _StopRequested(BaseException):
+    """Raised in the main thread by the first signal: whatever waits there ends."""
+
+
+class _Signals:
+    """The first SIGTERM, SIGINT or SIGHUP stops in good order, the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.service: Service | None = None
+        self._received = 0
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup
+            signal.signal(number, self._handle)
+
+    @property
+    def name(self) -> str:
+        """What the first signal is called."""
+        return signal.Signals(self._received).name
+
+    def wait(self) -> None:
+        """Wait for the first signal."""
+        # With a look now and then: what a handler raises while a finalizer runs gets lost.
+        pause = threading.Event()
+        while not self._received:
+            pause.wait(1)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._received:
+            if self.service is not None:
+                self.service.abandon()
+            os._exit(128 + number)
+        self._received = number
+        if self.service is None or not self.service.stopping:
+            raise _StopRequested
+
+
+def _banner(service: "Service") -> list[str]:
+    from otel_pg_exporter.postgres.connection import mask_dsn, shareable_url
+
+    server, endpoint = service.embedded, service.grpc_endpoint
+    everywhere = endpoint.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+    address = f"http://localhost:{endpoint.port}" if everywhere else f"http://{endpoint}"
+    database = (
+        service.postgres_version if server is None else f"{service.postgres_version}, its own, in {server.data_dir}"
+    )
+    return [
+        "",
+        f"{PROGRAM} {version()} is ready; Ctrl-C stops it.",
+        "",
+        f"  OTLP/gRPC   {endpoint}",
+        f"  PostgreSQL  {database}",
+        f"  DSN         {mask_dsn(service.dsn)}",
+        "",
+        "See what arrives:",
+        "",
+        f"  {_psql()} '{shareable_url(service.dsn)}'",
+        "",
+        "Send from an app" + (" (on another machine, with this one's name for localhost):" if everywhere else ":"),
+        "",
+        f"  export OTEL_EXPORTER_OTLP_ENDPOINT={address}",
+        "  export OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
+        "  export OTEL_SERVICE_NAME=my-app",
+        "  export OTEL_TRACES_EXPORTER=otlp OTEL_LOGS_EXPORTER=otlp OTEL_METRICS_EXPORTER=none",
+        "  opentelemetry-instrument python app.py",
+        "",
+    ]
+
+
+def _psql() -> str:
+    """Return how to call psql: by its name, else where the embedded PostgreSQL's programs lie."""
+    if shutil.which("psql") is None:
+        from otel_pg_exporter.postgres.embedded import find_binaries
+
+        try:
+            program = find_binaries() / "psql"
+        except StartupError:
+            return "psql"
+        if program.exists():
+            return shlex.quote(str(program))
+    return "psql"
