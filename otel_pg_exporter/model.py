@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+_MESSAGE_LIMIT = 1000  # characters of `partial_success.error_message`
+_REASONS_SHOWN = 3
+
 
 class Signal(enum.Enum):
     """An OTLP signal that has a table here. The value is OTLP's word (`/v1/traces`)."""
@@ -150,6 +153,19 @@ class RowBatch:
     def item_count(self) -> int:
         """How many items the request brought."""
         return len(self.rows) + len(self.rejected)
+
+
+def rejection_message(batch: RowBatch, rejections: Sequence[Rejection]) -> str:
+    """Say in one line how many items were refused and why; empty when none was."""
+    if not rejections:
+        return ""
+    first: dict[str, int] = {}
+    for each in sorted(rejections, key=lambda rejection: rejection.item):
+        first.setdefault(each.reason, each.item)
+    shown = "; ".join(f"item {item}: {reason}" for reason, item in list(first.items())[:_REASONS_SHOWN])
+    more = f"; and {len(first) - _REASONS_SHOWN} other reasons" if len(first) > _REASONS_SHOWN else ""
+    text = f"{len(rejections)} of {batch.item_count} {batch.signal.items} refused: {shown}{more}"
+    return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 1] + "…"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,14 @@
 
 ::
 
-    PostgreSQL (embedded) → tables → partitions ahead → connections → ticker → batcher → gRPC → health SERVING
+    PostgreSQL (embedded) → tables → partitions ahead → connections → spool → ticker → drain → batcher → gRPC → SERVING
 
 Stopping goes the other way round, all of it within `shutdown_timeout`: the front door first, then what waits in the
-batcher is written, then the last statistics are logged, and PostgreSQL goes last.
+batcher is written or spooled, then the last statistics are logged, and PostgreSQL goes last.
 """
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,10 +26,14 @@ from otel_pg_exporter.config import ServeSettings
 from otel_pg_exporter.errors import DatabaseUnavailableError, ExporterError, StartupError
 from otel_pg_exporter.model import Outcome, RowBatch, Signal, Window
 from otel_pg_exporter.pipeline.admission import ByteBudget
+from otel_pg_exporter.pipeline.availability import Availability
 from otel_pg_exporter.pipeline.batcher import Batcher
+from otel_pg_exporter.pipeline.drain import Drain
 from otel_pg_exporter.pipeline.export import Export
+from otel_pg_exporter.pipeline.spool import Spool
+from otel_pg_exporter.pipeline.spool_folder import SpoolFolders, default_spool_dir
 from otel_pg_exporter.postgres import partitions
-from otel_pg_exporter.postgres.connection import Connections, connect, watchdog
+from otel_pg_exporter.postgres.connection import Connections, connect, target_of, watchdog
 from otel_pg_exporter.postgres.embedded import EmbeddedServer, default_data_dir
 from otel_pg_exporter.postgres.migrate import check, migrate
 from otel_pg_exporter.postgres.sqlstate import unavailable
@@ -42,6 +47,8 @@ _logger = logging.getLogger(__name__)
 
 _REVIVE_INTERVAL = 1.0  # seconds between two looks at whether the embedded PostgreSQL lives
 _PARTITIONS_INTERVAL = 3600.0  # seconds; days are created far enough ahead for a week of failures
+_ADOPTION_INTERVAL = 5.0  # seconds between two looks for spools that dead processes have left
+_PROBE_TIMEOUT = 2.0  # seconds; a spool is to follow PostgreSQL's return within about that
 _MARGIN = 5.0  # seconds that a statement may outlast its own timeout before its socket is cut
 
 # Of the time that a stop may take, the share kept for writing what waits and for PostgreSQL's own end.
@@ -64,6 +71,8 @@ class Service:
         self._database = settings.database
         self._statistics = Statistics()
         self._counters = ItemCounters()
+        self._availability = Availability()
+        self._spool: Spool | None = None
         self._server: EmbeddedServer | None = None
         self._port = 0
         self._postgres_version = ""
@@ -121,6 +130,7 @@ class Service:
             self._prepare_tables()
             self._connect()
             stack.callback(lambda: self._connections.close(self._remaining()))
+            self._open_spool(stack)
             ticker = _Ticker(self._jobs())
             stack.callback(self._log_statistics)
             stack.callback(ticker.stop)
@@ -176,21 +186,66 @@ class Service:
                 raise StartupError(str(unavailable(exc, phase="ensure_partitions", broken=connection.broken))) from exc
 
     def _connect(self) -> None:
-        # One more than writers: the ticker's.
-        self._connections = Connections(self._database, size=self._settings.pipeline.writers + 1)
+        # Two more than writers: the ticker's and the drain's.
+        self._connections = Connections(self._database, size=self._settings.pipeline.writers + 2)
         self._writer = Writer(self._connections, self._mapping, self._settings.writer, self._statistics)
 
     def _open_front_door(self, stack: ExitStack) -> None:
         settings = self._settings
         window = Window(past=settings.mapping.window_past, future=settings.mapping.window_future)
         plans = {signal: compile_plan(self._mapping, signal, window) for signal in Signal}
-        batcher = Batcher(self._write, settings.pipeline)
+        write = self._availability.observe(self._write)
+        if self._spool is not None:
+            drain = Drain(
+                self._spool,
+                plans,
+                write,
+                probe=self._probe,
+                counters=self._counters,
+                availability=self._availability,
+                ledger_ttl=settings.spool.ledger_ttl,
+            )
+            stack.callback(lambda: drain.stop(self._remaining() * (1 - _RESERVED_SHARE)))
+        batcher = Batcher(write, settings.pipeline)
         stack.callback(lambda: self._shut_down(batcher))
-        export = Export(plans, batcher.submit, self._counters, ack_timeout=settings.pipeline.ack_timeout)
+        export = Export(
+            plans,
+            batcher.submit,
+            self._counters,
+            ack_timeout=settings.pipeline.ack_timeout,
+            availability=self._availability,
+            spool=self._spool,
+        )
         receiver = GrpcServer(export, ByteBudget(settings.pipeline.max_inflight_bytes), settings.receiver)
         stack.callback(lambda: receiver.stop(self._remaining() * (1 - _RESERVED_SHARE)))
         self._port = receiver.start()
         receiver.set_serving(True)
+
+    def _open_spool(self, stack: ExitStack) -> None:
+        settings = self._settings.spool
+        if not settings.spool:
+            return
+        # The embedded server's port may change, its folder is what it is known by.
+        server = self._server
+        target = target_of(self._database) if server is None else f"{server.data_dir} {self._database.schema}"
+        self._folders = SpoolFolders(settings.spool_dir or default_spool_dir(), target)
+        for other in self._folders.others():
+            _logger.info(
+                "there are requests for another PostgreSQL in %s; a receiver for that one will write them", other
+            )
+        folder = self._folder = self._folders.acquire()
+        stack.callback(folder.release)
+        spool = self._spool = Spool(folder.path, max_bytes=settings.spool_max_bytes)
+        stack.callback(lambda: self._close_spool(spool))
+        self._recovered(spool.level.items)
+
+    def _recovered(self, items: int) -> None:
+        if items:
+            _logger.info("found %s items in the spool of a process that is dead; they will be written", f"{items:,}")
+            self._counters.add(recovered_from_spool=items, in_spool=items)
+
+    def _probe(self) -> None:
+        self._connections.probe(_PROBE_TIMEOUT)
 
     def _write(self, batches: Sequence[RowBatch]) -> list[Outcome]:
         return self._writer.write(batches)
@@ -208,6 +263,15 @@ class Service:
         if not batcher.shutdown(self._remaining() * (1 - _RESERVED_SHARE)):
             _logger.warning("stopped before all was written; its senders were not told OK, and will send it again")
 
+    def _close_spool(self, spool: Spool) -> None:
+        level = spool.close()
+        if level.requests:
+            _logger.warning(
+                "%s items stay in the spool %s; the next start with the same settings writes them",
+                f"{level.items:,}",
+                self._folder.path,
+            )
+
     # What runs beside.
 
     def _jobs(self) -> "list[_Job]":
@@ -216,7 +280,18 @@ class Service:
             jobs.append(_Job(name="statistics", interval=self._settings.statistics_interval, run=self._log_statistics))
         if self._server is not None:
             jobs.append(_Job(name="embedded PostgreSQL", interval=_REVIVE_INTERVAL, run=self._revive))
+        if self._spool is not None:
+            jobs.append(_Job(name="spools of dead processes", interval=_ADOPTION_INTERVAL, run=self._adopt))
         return jobs
+
+    def _adopt(self) -> None:
+        for folder in self._folders.of_dead_processes():
+            try:
+                if self._spool is not None:
+                    self._recovered(self._spool.adopt(Spool(folder.path, max_bytes=sys.maxsize)))
+                    self._folder.take_corrupt_files(folder)
+            finally:
+                folder.release()
 
     def _create_partitions(self) -> None:
         database = self._database
@@ -232,12 +307,8 @@ class Service:
     def _log_statistics(self) -> None:
         _logger.info("statistics: %s", self._statistics.snapshot())
         counts = self._counters.snapshot()
-        if counts.received != counts.stored:
-            _logger.info(
-                "items: %s received = %s stored + %s duplicate + %s rejected + %s refused + %s in flight",
-                *(f"{count:,}" for count in (counts.received, counts.stored, counts.duplicate)),
-                *(f"{count:,}" for count in (counts.rejected, counts.refused, counts.in_flight)),
-            )
+        if counts.received != counts.stored or counts.recovered_from_spool:
+            _logger.info("items: %s", counts)
 
     def _revive(self) -> None:
         server = self._server

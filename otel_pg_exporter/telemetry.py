@@ -129,6 +129,15 @@ class ItemCounts:
         settled = self.stored + self.duplicate + self.rejected + self.refused
         return self.received + self.recovered_from_spool == settled + self.in_spool + self.in_flight
 
+    def __str__(self) -> str:
+        """Say it in one log line; of the spool only if it was ever needed."""
+        recovered = f" + {self.recovered_from_spool:,} recovered from the spool" if self.recovered_from_spool else ""
+        in_spool = f" + {self.in_spool:,} in the spool" if self.spooled or self.recovered_from_spool else ""
+        return (
+            f"{self.received:,} received{recovered} = {self.stored:,} stored + {self.duplicate:,} duplicate"
+            f" + {self.rejected:,} rejected + {self.refused:,} refused{in_spool} + {self.in_flight:,} in flight"
+        )
+
 
 class ItemCounters:
     """Counts each item once, when it comes and when it is settled. The lock guards the counts."""

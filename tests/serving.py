@@ -41,7 +41,7 @@ class Serving:
         with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
             self.process = subprocess.Popen(
                 [*PROGRAM, "serve", *arguments],
-                env=environment(**variables),
+                env=environment(**{"OTEL_PG_EXPORTER_SPOOL_DIR": str(folder / "spool"), **variables}),
                 stdout=stdout,
                 stderr=stderr,
             )

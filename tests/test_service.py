@@ -22,6 +22,7 @@ from otel_pg_exporter.config import (
     PipelineSettings,
     ReceiverSettings,
     ServeSettings,
+    SpoolSettings,
 )
 from otel_pg_exporter.errors import (
     ConfigurationError,
@@ -43,6 +44,7 @@ def settings(dsn: str = "", *, endpoint: str = "127.0.0.1:0", ack_timeout: float
     return ServeSettings(
         database=DatabaseSettings(dsn=dsn, lock_timeout=120, statement_timeout=120),
         pipeline=PipelineSettings(ack_timeout=ack_timeout),
+        spool=SpoolSettings(spool=False),
         receiver=ReceiverSettings(grpc_endpoint=endpoint),
         shutdown_timeout=60,
     )

@@ -8,29 +8,40 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 
 from otel_pg_exporter.config import PipelineSettings
-from otel_pg_exporter.errors import OverloadedError, RetryableError
+from otel_pg_exporter.errors import DatabaseUnavailableError, OverloadedError, RetryableError
 from otel_pg_exporter.model import Outcome, RowBatch, Signal
+from otel_pg_exporter.pipeline.availability import Write
 from otel_pg_exporter.pipeline.retry import Backoff
 
 _logger = logging.getLogger(__name__)
 
 _SHUT_DOWN = "the receiver shut down before the request was committed"
 
-Write = Callable[[Sequence[RowBatch]], Sequence[Outcome]]
+
+class Answer(Future[Outcome]):
+    """What becomes of a submitted request. Set by the writer's thread alone, but for a cancellation."""
+
+    being_written = False
+    commit_lost = False
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the request may be committed although no outcome has come; to be asked after a cancellation."""
+        return self.being_written or self.commit_lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Waiting:
     number: int  # in order of arrival
     batch: RowBatch
-    answer: Future[Outcome]
+    answer: Answer
 
 
 class Batcher:
@@ -56,7 +67,7 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, batch: RowBatch) -> Future[Outcome]:
+    def submit(self, batch: RowBatch) -> Answer:
         """Queue a request. The future yields its outcome once it is committed; cancel it to give the request up.
 
         Raises OverloadedError after `shutdown`.
@@ -64,7 +75,7 @@ class Batcher:
         with self._changed:
             if self._draining:
                 raise OverloadedError("the receiver is shutting down")
-            waiting = _Waiting(number=next(self._numbers), batch=batch, answer=Future())
+            waiting = _Waiting(number=next(self._numbers), batch=batch, answer=Answer())
             self._queues[batch.signal].append(waiting)
             self._changed.notify()
         return waiting.answer
@@ -129,10 +140,11 @@ class Batcher:
 
     def _commit(self, requests: Sequence[_Waiting]) -> None:
         backoff = Backoff(self._stop)
-        while requests := [each for each in requests if not each.answer.cancelled()]:
+        while requests := _begin(requests):
             try:
                 outcomes = self._write([each.batch for each in requests])
-            except RetryableError:  # the writer has logged it; senders need not know our database
+            except RetryableError as exc:  # the writer has logged it; senders need not know our database
+                _failed(requests, exc)
                 if not backoff.wait():
                     _fail(requests, OverloadedError(_SHUT_DOWN))
                     return
@@ -141,6 +153,19 @@ class Batcher:
                     with suppress(InvalidStateError):  # cancelled meanwhile: committed, but its sender was sent away
                         each.answer.set_result(outcome)
                 return
+
+
+def _begin(requests: Sequence[_Waiting]) -> list[_Waiting]:
+    """Return the requests that are to be written now: those that nobody has given up."""
+    for each in requests:
+        each.answer.being_written = True  # before the look: who cancels looks the other way round
+    return [each for each in requests if not each.answer.cancelled()]
+
+
+def _failed(requests: Sequence[_Waiting], error: RetryableError) -> None:
+    for each in requests:
+        each.answer.commit_lost |= isinstance(error, DatabaseUnavailableError) and error.in_doubt
+        each.answer.being_written = False
 
 
 def _fail(requests: Sequence[_Waiting], error: Exception) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import psycopg
+from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus, abc
 
@@ -80,6 +81,15 @@ def shareable_url(dsn: str) -> str:
     database = quote(parts.pop("dbname", ""), safe="")
     query = urlencode(parts, quote_via=quote, safe="/")
     return f"postgresql://{user + '@' if user else ''}{place}/{database}{'?' if query else ''}{query}"
+
+
+def target_of(settings: DatabaseSettings) -> str:
+    """Name the server, database and schema that settings lead to, alike for all spellings of the DSN that matter."""
+    defaults = {option.keyword.decode(): (option.val or b"").decode() for option in pq.Conninfo.get_defaults()}
+    parts = {key: value for key, value in defaults.items() if value} | parse_dsn(settings.dsn)
+    host = parts.get("host") or parts.get("hostaddr") or parts.get("service") or "localhost"
+    database = parts.get("dbname") or parts.get("user", "")
+    return f"{host}:{parts.get('port', '')}/{database} {settings.schema}"
 
 
 def connect(settings: DatabaseSettings) -> Connection:
@@ -206,6 +216,14 @@ class Connections:
         finally:
             if changed is self._changed:  # not when the borrower itself forked
                 self._give_back(connection)
+
+    def probe(self, timeout: float) -> None:
+        """Raise DatabaseUnavailableError unless PostgreSQL answers within `timeout` seconds."""
+        with self.borrow(timeout) as connection, watchdog(connection, timeout):
+            try:
+                connection.execute("SELECT 1")
+            except psycopg.Error as exc:
+                raise OutageError(_unreachable(self.settings, exc)) from exc
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool: the idle connections now, those on loan when they come back.

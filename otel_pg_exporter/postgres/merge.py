@@ -9,12 +9,9 @@ from collections.abc import Set as AbstractSet
 from itertools import chain, repeat
 from typing import TypeVar
 
-from otel_pg_exporter.model import Anomaly, Outcome, Rejection, RowBatch, Signal, SpanFacts
+from otel_pg_exporter.model import Anomaly, Outcome, Rejection, RowBatch, Signal, SpanFacts, rejection_message
 
 T = TypeVar("T")
-
-_MESSAGE_LIMIT = 1000  # characters of `partial_success.error_message`
-_REASONS_SHOWN = 3
 
 
 class Merged:
@@ -143,19 +140,6 @@ class Tally:
                 )
             )
         return answers
-
-
-def rejection_message(batch: RowBatch, rejections: Sequence[Rejection]) -> str:
-    """Say in one line how many items were refused and why; empty when none was."""
-    if not rejections:
-        return ""
-    first: dict[str, int] = {}
-    for each in sorted(rejections, key=lambda rejection: rejection.item):
-        first.setdefault(each.reason, each.item)
-    shown = "; ".join(f"item {item}: {reason}" for reason, item in list(first.items())[:_REASONS_SHOWN])
-    more = f"; and {len(first) - _REASONS_SHOWN} other reasons" if len(first) > _REASONS_SHOWN else ""
-    text = f"{len(rejections)} of {batch.item_count} {batch.signal.items} refused: {shown}{more}"
-    return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 1] + "…"
 
 
 def _concatenated(parts: Iterable[Iterable[T]]) -> list[T]:

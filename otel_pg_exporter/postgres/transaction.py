@@ -16,11 +16,11 @@ import psycopg
 
 from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.mapping import Mapping as ColumnMapping
-from otel_pg_exporter.model import ColumnType, Outcome, Signal
+from otel_pg_exporter.model import ColumnType, Outcome, Signal, rejection_message
 from otel_pg_exporter.postgres import statements, traces
 from otel_pg_exporter.postgres.connection import Connection
 from otel_pg_exporter.postgres.isolation import Isolation
-from otel_pg_exporter.postgres.merge import Merged, Tally, rejection_message
+from otel_pg_exporter.postgres.merge import Merged, Tally
 from otel_pg_exporter.postgres.sqlstate import Verdict, classify, reason
 from otel_pg_exporter.transcode.copy_format import control_row
 

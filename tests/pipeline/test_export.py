@@ -1,13 +1,14 @@
 """Exports wait for their commit, give up in time, and count every item once."""
 
 from collections.abc import Callable
-from concurrent.futures import Future
 
 import pytest
 
 from otel_pg_exporter import mapping
 from otel_pg_exporter.errors import DatabaseUnavailableError, OverloadedError, UndecodableError
 from otel_pg_exporter.model import Outcome, RowBatch, Signal, Window
+from otel_pg_exporter.pipeline.availability import Availability
+from otel_pg_exporter.pipeline.batcher import Answer
 from otel_pg_exporter.pipeline.export import Export
 from otel_pg_exporter.telemetry import ItemCounters, ItemCounts
 from otel_pg_exporter.transcode import compile_plan
@@ -17,15 +18,15 @@ _PLANS = {signal: compile_plan(mapping.load(), signal, Window()) for signal in S
 _BODY = trace_body([span(0), span(1)])
 
 
-def answering(settle: Callable[[Future[Outcome]], None]) -> tuple[Export, ItemCounters]:
+def answering(settle: Callable[[Answer], None]) -> tuple[Export, ItemCounters]:
     counters = ItemCounters()
 
-    def submit(_batch: RowBatch) -> Future[Outcome]:
-        answer: Future[Outcome] = Future()
+    def submit(_batch: RowBatch) -> Answer:
+        answer = Answer()
         settle(answer)
         return answer
 
-    return Export(_PLANS, submit, counters, ack_timeout=0.05), counters
+    return Export(_PLANS, submit, counters, ack_timeout=0.05, availability=Availability()), counters
 
 
 def test_an_export_returns_what_was_committed() -> None:
@@ -36,7 +37,7 @@ def test_an_export_returns_what_was_committed() -> None:
 
 
 def test_an_export_that_is_not_committed_in_time_is_given_up() -> None:
-    waiting: list[Future[Outcome]] = []
+    waiting: list[Answer] = []
     export, counters = answering(waiting.append)
     with pytest.raises(DatabaseUnavailableError, match=r"did not commit within 0\.05 seconds"):
         export(Signal.TRACES, _BODY)
@@ -52,7 +53,7 @@ def test_a_refused_export_is_settled_once() -> None:
 
 
 def test_an_empty_request_needs_no_database() -> None:
-    def never(_answer: Future[Outcome]) -> None:
+    def never(_answer: Answer) -> None:
         raise AssertionError
 
     export, counters = answering(never)

@@ -1,0 +1,229 @@
+"""The spool: requests that PostgreSQL did not commit in time, safe on disk until it does.
+
+`append` returns when the request is fsynced; those that come together share one fsync. A file that is damaged is set
+aside, under another name beside the new one, and what can be read of it is kept.
+"""
+
+import contextlib
+import datetime as dt
+import logging
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
+
+from otel_pg_exporter.errors import OverloadedError, StartupError
+from otel_pg_exporter.model import Signal
+from otel_pg_exporter.pipeline.spool_file import SpoolFile, SpoolLevel, SpoolRecord, StoredRecord, read_damaged
+from otel_pg_exporter.telemetry import RateLimitedLogger
+
+R = TypeVar("R")
+
+_logger = logging.getLogger(__name__)
+
+FILE_NAME = "spool.db"
+CORRUPT_FILES = f"{FILE_NAME}.corrupt-*"
+_SIDE_FILES = ("", "-wal", "-shm")  # what SQLite finds a database by: the file's name and these
+_STEP = 16 * 2**20  # bytes that are moved at once
+
+
+class Spool:
+    """One open spool. `_lock` guards the file; any number of threads may call.
+
+    Methods raise OverloadedError when the disk does not take or give what it should: the request is with its sender
+    still, or on disk still.
+    """
+
+    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+        """Open the spool in a folder of its own. Raises StartupError."""
+        self._path = folder / FILE_NAME
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[SpoolRecord, Future[bool]]] = deque()
+        self._notices = RateLimitedLogger(_logger)
+        self._closed = False
+        try:
+            self._file = self._open()
+        except (OSError, sqlite3.Error) as exc:
+            raise StartupError(
+                f"the spool {self._path} cannot be opened: {exc}; choose another folder with --spool-dir, "
+                "or do without with --no-spool"
+            ) from exc
+
+    def close(self) -> SpoolLevel:
+        """Close the file, and remove it if it is empty; return what is left. May be repeated."""
+        with self._lock:
+            if self._closed:
+                return SpoolLevel()
+            self._closed = True
+            level = self._file.level
+            self._file.close()
+            if not level.requests:
+                for suffix in _SIDE_FILES:
+                    self._path.with_name(FILE_NAME + suffix).unlink(missing_ok=True)
+            return level
+
+    @property
+    def level(self) -> SpoolLevel:
+        """What is in the spool."""
+        return self._run(lambda file: file.level)
+
+    def append(self, record: SpoolRecord) -> bool:
+        """Return True once the request is fsynced; False if it was in the spool already, and is no second time.
+
+        Raises OverloadedError when the spool is full or cannot be written.
+        """
+        answer: Future[bool] = Future()
+        self._waiting.append((record, answer))
+        with self._lock:  # whoever gets here first writes for all who wait
+            if not answer.done():
+                self._append_waiting()
+        return answer.result()
+
+    def adopt(self, other: "Spool") -> int:
+        """Take over the requests of another spool, set aside or not, and close it; return how many items came.
+
+        What there is no room for stays where it is; if only damaged ones are left, their file is set aside.
+        """
+        items = last = 0
+        try:
+            while found := other.following(last):
+                last = found[-1].id
+                moved = [each for each in found if each.record is not None]
+                if sum(each.record.size for each in moved if each.record) > self._max_bytes - self.level.bytes:
+                    return items
+                items += self._run(lambda file, moved=moved: _add_all(file, moved))  # type: ignore[misc] # mypy infers no default
+                other.remove([each.id for each in moved])
+        finally:
+            other.close()
+        other.set_file_aside()
+        return items
+
+    def following(self, id_: int) -> list[StoredRecord]:
+        """Read the requests behind this id, set aside or not: some 16 MiB of them."""
+        return self._run(lambda file: file.following(id_, max_bytes=_STEP))
+
+    def oldest(
+        self, signal: Signal, *, max_items: int, max_bytes: int, without: Collection[int] = ()
+    ) -> list[StoredRecord]:
+        """Read the oldest requests that are to be drained: one at least, unless there is none, and as many as fit."""
+        return self._run(lambda file: file.oldest(signal, max_items=max_items, max_bytes=max_bytes, without=without))
+
+    def mark(self, ids: Collection[int], *, in_doubt: bool) -> None:
+        """Note, fsynced, whether PostgreSQL may have committed these requests."""
+        self._change(lambda file: file.mark(ids, in_doubt=in_doubt))
+
+    def set_aside(self, id_: int, reason: str) -> None:
+        """Keep a request, but don't offer it to be drained any more."""
+        self._change(lambda file: file.set_aside(id_, reason))
+
+    def remove(self, ids: Collection[int]) -> None:
+        """Forget requests; an emptied file gives its disk space back."""
+        self._change(lambda file: file.remove(ids))
+        self._run(lambda file: file.shrink())
+
+    # How the file is used.
+
+    def _append_waiting(self) -> None:
+        """Write all who wait in one transaction, and tell each; the caller holds the lock."""
+        taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
+
+        def add(file: SpoolFile) -> list[bool | OverloadedError]:
+            with file.transaction():
+                return [self._full(file, record) or file.add(record) for record, _ in taken]
+
+        try:
+            outcomes: Sequence[bool | OverloadedError] = self._with_file(add)
+        except OverloadedError as exc:
+            outcomes = [exc] * len(taken)
+        for (_, answer), outcome in zip(taken, outcomes, strict=True):
+            if isinstance(outcome, OverloadedError):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
+
+    def _full(self, file: SpoolFile, record: SpoolRecord) -> OverloadedError | None:
+        if file.bytes + record.size <= self._max_bytes:
+            return None
+        what = f"the spool is full: {file.bytes:,} of {self._max_bytes:,} bytes; {record.item_count:,} items refused"
+        self._notices.log(logging.ERROR, "full", what)
+        return OverloadedError(what)
+
+    def _change(self, change: Callable[[SpoolFile], None]) -> None:
+        def run(file: SpoolFile) -> None:
+            with file.transaction():
+                change(file)
+
+        self._run(run)
+
+    def _run(self, operation: Callable[[SpoolFile], R]) -> R:
+        with self._lock:
+            return self._with_file(operation)
+
+    def _with_file(self, operation: Callable[[SpoolFile], R]) -> R:
+        """Run an operation, and once more on a new file if the old one is damaged; the caller holds the lock."""
+        if self._closed:
+            raise OverloadedError("the spool is closed")
+        try:
+            try:
+                return operation(self._file)
+            except sqlite3.DatabaseError as exc:
+                if not _is_damage(exc):
+                    raise
+                with contextlib.suppress(sqlite3.Error):
+                    self._file.close()
+                self._file = self._replace(exc)
+                return operation(self._file)
+        except (OSError, sqlite3.Error) as exc:
+            what = f"the spool {self._path} fails: {exc}"
+            self._notices.log(logging.ERROR, "fails", what)
+            raise OverloadedError(what) from exc
+
+    def _open(self) -> SpoolFile:
+        try:
+            return SpoolFile(self._path)
+        except sqlite3.DatabaseError as exc:
+            if not _is_damage(exc):
+                raise
+            return self._replace(exc)
+
+    def _replace(self, damage: sqlite3.Error) -> SpoolFile:
+        """Set the damaged file aside, and return a new one with what can be read of it."""
+        damaged = self.set_file_aside()
+        file = SpoolFile(self._path)
+        items = _add_all(file, _readable(damaged))
+        _logger.error(
+            "the spool %s is damaged (%s); it was set aside as %s, and the %s items that could be read of it are kept",
+            self._path, damage, damaged.name, f"{items:,}",
+        )  # fmt: skip
+        return file
+
+    def set_file_aside(self) -> Path:
+        """Rename the closed file, if there is one, and return its new path."""
+        aside = f"{FILE_NAME}.corrupt-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S.%fZ}"
+        for suffix in _SIDE_FILES:
+            with contextlib.suppress(FileNotFoundError):
+                self._path.with_name(FILE_NAME + suffix).rename(self._path.with_name(aside + suffix))
+        return self._path.with_name(aside)
+
+
+def _add_all(file: SpoolFile, stored: Iterable[StoredRecord]) -> int:
+    items = 0
+    with file.transaction():
+        for each in stored:
+            if each.record is not None and file.add(each.record, set_aside=each.set_aside):
+                items += each.record.item_count
+    return items
+
+
+def _readable(damaged: Path) -> Iterator[StoredRecord]:
+    with contextlib.suppress(OSError, sqlite3.Error):
+        yield from read_damaged(damaged)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    # Python raises this class itself for SQLITE_CORRUPT and SQLITE_NOTADB, and subclasses for all else.
+    return type(error) is sqlite3.DatabaseError

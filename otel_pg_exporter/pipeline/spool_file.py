@@ -1,0 +1,268 @@
+"""The spool's file: requests in one SQLite database, each with a checksum; the statements, and nothing else.
+
+WAL with `synchronous=FULL`: a transaction that is committed is fsynced. The file belongs to one connection, which
+locks it, so that SQLite needs no shared memory (that would be mapped, and a full disk ends processes which write to
+such a mapping). Errors are sqlite3's; `Spool` says what they mean.
+"""
+
+import hashlib
+import os
+import sqlite3
+import struct
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from otel_pg_exporter.model import Signal
+
+_OVERHEAD = 512  # bytes that a request takes beside its OTLP: header, index entries, its share of half-filled pages
+_SHRINK_ABOVE = 16 * 2**20  # bytes of an emptied file that are worth giving back
+
+_SCHEMA = """
+PRAGMA auto_vacuum = INCREMENTAL;
+PRAGMA locking_mode = EXCLUSIVE;
+PRAGMA journal_mode = WAL;
+PRAGMA journal_size_limit = 4194304;
+PRAGMA synchronous = FULL;
+CREATE TABLE IF NOT EXISTS requests (
+    id INTEGER PRIMARY KEY,
+    signal TEXT NOT NULL,
+    request_id BLOB NOT NULL,
+    received_at INTEGER NOT NULL, -- nanoseconds since the epoch
+    item_count INTEGER NOT NULL,
+    in_doubt INTEGER NOT NULL, -- 1: PostgreSQL may have committed it already
+    set_aside TEXT, -- why it is not to be drained
+    checksum BLOB NOT NULL,
+    otlp BLOB NOT NULL,
+    UNIQUE (signal, request_id)
+);
+CREATE INDEX IF NOT EXISTS requests_to_drain ON requests (signal, received_at, id) WHERE set_aside IS NULL;
+"""
+_COLUMNS = "signal, request_id, received_at, item_count, in_doubt, set_aside, checksum, otlp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolRecord:
+    """One request as it is spooled: what it needs to be written later as it would have been at once."""
+
+    signal: Signal
+    request_id: bytes
+    received_at: int  # ns since the epoch
+    item_count: int
+    in_doubt: bool  # PostgreSQL may have committed it already
+    otlp: bytes
+
+    @property
+    def size(self) -> int:
+        """How many bytes it is reckoned to take on disk."""
+        return len(self.otlp) + _OVERHEAD
+
+    @property
+    def checksum(self) -> bytes:
+        """BLAKE2b-128 of all that never changes."""
+        header = struct.pack("!16sqq", self.request_id, self.received_at, self.item_count)
+        return hashlib.blake2b(self.signal.value.encode() + header + self.otlp, digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRecord:
+    """A record that was read back."""
+
+    id: int
+    record: SpoolRecord | None  # None: its checksum is wrong
+    set_aside: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolLevel:
+    """What a spool holds."""
+
+    bytes: int = 0
+    requests: int = 0
+    items: int = 0
+    set_aside: int = 0  # of the requests: kept, but not drained
+    oldest: int | None = None  # receipt of the oldest request to drain, in ns since the epoch
+
+
+class SpoolFile:
+    """An open file; one thread at a time. Every method may raise sqlite3.Error."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, or make it with mode 0600. Raises sqlite3.DatabaseError also when its pages are damaged."""
+        # Made here, since SQLite would make it as the umask says; its other files take its mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+        try:
+            self._connection.executescript(_SCHEMA)
+            self._check()
+            self._figures = Counter(self._sums("TRUE"))
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file; what is in the write-ahead log moves into it."""
+        self._connection.close()
+
+    @property
+    def level(self) -> SpoolLevel:
+        """What the file holds; all of it is counted along, but for `oldest`, which an index finds."""
+        oldest = self._figure("SELECT min(received_at) FROM requests WHERE set_aside IS NULL")
+        return SpoolLevel(**self._figures, oldest=oldest)
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes the file is reckoned to take."""
+        return self._figures["bytes"]
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit, with an fsync, what happens inside, or nothing of it."""
+        before = self._figures.copy()
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            self._figures = before
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def add(self, record: SpoolRecord, *, set_aside: str | None = None) -> bool:
+        """Add a request and return True; if it is there already, note at most that it is in doubt."""
+        added = self._connection.execute(
+            f"INSERT INTO requests ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (
+                record.signal.value,
+                record.request_id,
+                record.received_at,
+                record.item_count,
+                record.in_doubt,
+                set_aside,
+                record.checksum,
+                record.otlp,
+            ),
+        )
+        if added.rowcount == 1:
+            self._figures.update(_figures(1, record.item_count, int(set_aside is not None), len(record.otlp)))
+            return True
+        if record.in_doubt:
+            self._connection.execute(
+                "UPDATE requests SET in_doubt = 1 WHERE signal = ? AND request_id = ?",
+                (record.signal.value, record.request_id),
+            )
+        return False
+
+    def oldest(
+        self, signal: Signal, *, max_items: int, max_bytes: int, without: Collection[int] = ()
+    ) -> list[StoredRecord]:
+        """Read the oldest requests that are to be drained: one at least, and as many as fit the limits."""
+        rows = self._connection.execute(
+            f"SELECT id, {_COLUMNS} FROM requests"
+            f" WHERE set_aside IS NULL AND signal = ? AND id NOT IN ({_listed(without)}) ORDER BY received_at, id",
+            (signal.value,),
+        )
+        return _take(rows, max_items=max_items, max_bytes=max_bytes)
+
+    def following(self, id_: int, *, max_bytes: int) -> list[StoredRecord]:
+        """Read the requests behind this id, set aside or not: one at least, and as many as fit."""
+        rows = self._connection.execute(f"SELECT id, {_COLUMNS} FROM requests WHERE id > ? ORDER BY id", (id_,))
+        return _take(rows, max_items=sys.maxsize, max_bytes=max_bytes)
+
+    def mark(self, ids: Collection[int], *, in_doubt: bool) -> None:
+        """Note whether PostgreSQL may have committed these requests."""
+        self._connection.execute(f"UPDATE requests SET in_doubt = ? WHERE id IN ({_listed(ids)})", (in_doubt,))
+
+    def set_aside(self, id_: int, reason: str) -> None:
+        """Keep a request, but don't offer it to be drained any more."""
+        self._connection.execute("UPDATE requests SET set_aside = ? WHERE id = ?", (reason, id_))
+        self._figures["set_aside"] += 1
+
+    def remove(self, ids: Collection[int]) -> None:
+        """Forget requests."""
+        self._figures.subtract(self._sums(f"id IN ({_listed(ids)})"))
+        self._connection.execute(f"DELETE FROM requests WHERE id IN ({_listed(ids)})")
+
+    def shrink(self) -> None:
+        """Give the disk space of an emptied file back."""
+        free = (self._figure("PRAGMA freelist_count") or 0) * (self._figure("PRAGMA page_size") or 0)
+        if not self._figures["requests"] and free > _SHRINK_ABOVE:
+            self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _check(self) -> None:
+        [(verdict,)] = self._connection.execute("PRAGMA quick_check(1)").fetchall()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+
+    def _figure(self, query: str) -> int | None:
+        [(figure,)] = self._connection.execute(query).fetchall()
+        return None if figure is None else int(figure)
+
+    def _sums(self, condition: str) -> dict[str, int]:
+        [sums] = self._connection.execute(
+            "SELECT count(*), coalesce(sum(item_count), 0), count(set_aside), coalesce(sum(length(otlp)), 0)"
+            f" FROM requests WHERE {condition}"
+        ).fetchall()
+        return _figures(*sums)
+
+
+def _figures(requests: int, items: int, set_aside: int, size: int) -> dict[str, int]:
+    return {"requests": requests, "items": items, "set_aside": set_aside, "bytes": size + requests * _OVERHEAD}
+
+
+def read_damaged(path: Path) -> Iterator[StoredRecord]:
+    """Read what can still be read of a damaged file: up to the damage, from either side."""
+    seen: set[int] = set()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for order in ("ASC", "DESC"):
+            try:
+                for row in connection.execute(f"SELECT id, {_COLUMNS} FROM requests NOT INDEXED ORDER BY id {order}"):
+                    if row[0] in seen:
+                        return
+                    seen.add(row[0])
+                    yield _stored(row)
+            except sqlite3.DatabaseError:
+                continue
+            return
+
+
+def _take(rows: sqlite3.Cursor, *, max_items: int, max_bytes: int) -> list[StoredRecord]:
+    found: list[StoredRecord] = []
+    items = size = 0
+    with closing(rows):
+        for row in rows:
+            stored = _stored(row)
+            if stored.record is not None:
+                items += stored.record.item_count
+                size += stored.record.size
+            if found and (items > max_items or size > max_bytes):
+                break
+            found.append(stored)
+    return found
+
+
+def _listed(ids: Iterable[int]) -> str:
+    return ", ".join(map(str, ids))
+
+
+def _stored(row: tuple[Any, ...]) -> StoredRecord:
+    id_, signal, request_id, received_at, item_count, in_doubt, set_aside, checksum, otlp = row
+    try:
+        record = SpoolRecord(
+            signal=Signal(signal),
+            request_id=request_id,
+            received_at=received_at,
+            item_count=item_count,
+            in_doubt=bool(in_doubt),
+            otlp=otlp,
+        )
+        intact = record.checksum == checksum
+    except (TypeError, ValueError, struct.error):  # damage may be anywhere
+        intact = False
+    return StoredRecord(id=id_, record=record if intact else None, set_aside=set_aside)
