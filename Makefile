@@ -3,11 +3,12 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit test-system build bench setup clean
+.PHONY: help run test lint unit test-system build bench fuzz setup clean
 
 ARGS ?=
 WORKERS ?= logical
 PYTEST_ARGS ?=
+SECONDS ?= 600
 
 # Like pip, uv is to trust the system's certificates, or it fails behind a proxy that inspects TLS; its own where there
 # are none. The second name is that of older versions, and passed over in silence beside the first.
@@ -25,6 +26,7 @@ help:
 	@echo 'make test                                        lint, types, rooms, and all tests on a real PostgreSQL'
 	@echo 'make lint | unit | test-system                   parts of it; test-system takes Debian'"'"'s PostgreSQL'
 	@echo 'make bench                                       the ladder of write methods, as ratios'
+	@echo 'make fuzz [SECONDS=600]                          hostile bytes for the decoder, for so long and then some'
 	@echo 'make build                                       wheel and sdist, in dist/'
 
 run: .venv/.run
@@ -51,6 +53,10 @@ build: .venv/.dev
 
 bench: .venv/.dev
 	.venv/bin/python benchmarks/ladder.py $(ARGS)
+
+fuzz: .venv/.dev
+	.venv/bin/python -m tests.fuzz.run --seconds $(SECONDS)
+	$(PYTEST) tests/fuzz --hypothesis-profile=fuzz --timeout=0
 
 setup: .venv/.dev
 

@@ -1,0 +1,252 @@
+"""What must hold whatever the bytes are: one check a target, for hypothesis, atheris and the corpus alike."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+
+from otel_pg_exporter.errors import OverloadedError, TooLargeError, UndecodableError
+from otel_pg_exporter.model import Anomaly, ColumnType, RowBatch, Signal, Table
+from otel_pg_exporter.transcode import transcode
+from otel_pg_exporter.transcode.copy_format import split as split_row
+from otel_pg_exporter.transcode.protobuf_wire import Field, MalformedError, delimited, fields, repair_utf8, split
+from otel_pg_exporter.transcode.salvage import salvage
+from tests.transcode.support import NOW, Row, columns, plan, read
+from tests.transcode.test_every_field import REQUESTS
+
+_EPOCH = 946_684_800_000_000  # 2000-01-01 UTC, in microseconds since 1970
+_MINUTE = 60_000_000  # microseconds
+_CUT_OUT = 8  # items of a request that are cut out and transcoded alone
+_ROW_OVERHEAD = 4_096  # bytes a row that a batch may be reckoned to hold beside its data, at most
+
+
+def check_traces(body: bytes) -> None:
+    """Transcode as spans."""
+    _check_transcode(Signal.TRACES, body)
+
+
+def check_logs(body: bytes) -> None:
+    """Transcode as log records."""
+    _check_transcode(Signal.LOGS, body)
+
+
+def check_salvage(body: bytes) -> None:
+    """Salvage parts every request into items that parse and items that are refused."""
+    for signal, request in REQUESTS.items():
+        whole = _parsed(signal, body)
+        try:
+            salvaged = salvage(signal, body)
+        except UndecodableError:
+            assert whole is None
+            continue
+        good = request.FromString(salvaged.body)
+        assert len(list(_items(signal, good))) == len(salvaged.items)
+        _check_partition(salvaged.items, [rejection.item for rejection in salvaged.rejected])
+        assert salvaged.repaired <= set(salvaged.items)
+        assert all(rejection.reason for rejection in salvaged.rejected)
+        again = salvage(signal, salvaged.body)
+        assert (again.items, again.repaired, again.rejected) == (tuple(range(len(salvaged.items))), frozenset(), ())
+        if whole is not None:
+            assert (salvaged.repaired, salvaged.rejected) == (frozenset(), ())
+            assert _known(good) == _known(whole)
+
+
+def check_wire_format(data: bytes) -> None:
+    """Walk the bytes by hand: inside them, and no less tolerant than protobuf."""
+    well_formed = True
+    try:
+        _check_fields(data, list(fields(data, 0, len(data))))
+    except MalformedError:
+        well_formed = False
+    _check_split(data, well_formed=well_formed)
+    for signal, request in REQUESTS.items():
+        parses = _parsed(signal, data) is not None
+        assert well_formed or not parses
+        descriptor: Any = request.DESCRIPTOR  # the stubs don't agree which class it has
+        try:
+            repaired = repair_utf8(data, descriptor, 0)
+        except MalformedError:
+            assert not parses
+            continue
+        assert repaired == data or not parses
+        assert repair_utf8(repaired, descriptor, 0) == repaired
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "traces": check_traces,
+    "logs": check_logs,
+    "salvage": check_salvage,
+    "wire_format": check_wire_format,
+}
+
+
+def _check_fields(data: bytes, walked: list[Field]) -> None:
+    assert [*(field.start for field in walked), len(data)] == [0, *(field.end for field in walked)]
+    for field in walked:
+        assert field.start < field.content <= field.end
+        if field.delimited:
+            again = delimited(field.number, data[field.content : field.end])
+            assert len(again) <= field.end - field.start
+            assert next(fields(again, 0, len(again))).number == field.number
+
+
+def _check_split(data: bytes, *, well_formed: bool) -> None:
+    try:
+        resources = split(data)
+    except MalformedError:
+        return
+    assert well_formed
+    items = [item for resource in resources for scope in resource.scopes for item in scope.items]
+    edges = [edge for item in items for edge in item]
+    assert edges == sorted(edges)
+    assert not edges or (edges[0] > 0 and edges[-1] <= len(data))
+
+
+def _check_transcode(signal: Signal, body: bytes) -> None:
+    whole = _parsed(signal, body)
+    try:
+        batch = transcode(plan(signal), body, now_ns=NOW)
+    except UndecodableError:
+        assert whole is None, "protobuf can decode it"
+        return
+    except (TooLargeError, OverloadedError):
+        return
+    _check_batch(batch, body)
+    _check_cut_out(batch)
+    if whole is not None:
+        assert batch.item_count == len(list(_items(signal, whole)))
+        # However a sender orders the fields of a message, and whatever else it says, the rows are the same.
+        again = transcode(plan(signal), _known(whole), now_ns=NOW, request_id=batch.request_id)
+        assert (again.rows, again.items, again.rejected) == (batch.rows, batch.items, batch.rejected)
+
+
+def _check_batch(batch: RowBatch, body: bytes) -> None:
+    count = len(batch.rows)
+    per_span = count if batch.signal is Signal.TRACES else 0
+    assert (len(batch.items), len(batch.resource_ids)) == (count, count)
+    assert (len(batch.keys), len(batch.facts)) == (per_span, per_span)
+    rejected = [rejection.item for rejection in batch.rejected]
+    _check_partition(batch.items, rejected)
+    assert rejected == sorted(rejected)
+    assert all(rejection.reason for rejection in batch.rejected)
+    assert len(batch.request_id) == 16
+
+    data = sum(map(len, batch.rows)) + len(body)
+    resources = sum(map(len, batch.resources.values()))
+    assert data <= batch.size <= data + resources + _ROW_OVERHEAD * (batch.item_count + 1)
+
+    assert set(batch.resource_ids) == set(batch.resources)
+    for identity, row in batch.resources.items():
+        assert _row(columns().resources, row)["resource_id"] == identity
+    table = columns().table(batch.signal)
+    rows = [_row(table, row) for row in batch.rows]
+    assert [row["resource_id"] for row in rows] == list(batch.resource_ids)
+    bits = Counter(bit for row in rows for bit in Anomaly if row["anomalies"] & bit)
+    assert dict(batch.repairs) == dict(bits)
+    _check_times(batch, table, rows)
+    for index in range(per_span):
+        _check_span(batch, index, table, rows[index])
+
+
+def _check_times(batch: RowBatch, table: Table, rows: list[Row]) -> None:
+    name = "start" if batch.signal is Signal.TRACES else "time"
+    days = set()
+    for data, row in zip(batch.rows, rows, strict=True):
+        time = _integer(_contents(table, data)["start_time" if name == "start" else "time"]) + _EPOCH
+        assert row[f"{name}_minute"] == time // _MINUTE
+        assert 0 <= row["start_time_ns" if name == "start" else "time_ns"] < 1000
+        if not row["anomalies"] & Anomaly.TIME_OUTSIDE_WINDOW:
+            days.add(time // _MINUTE // 1440)
+    assert batch.days == days
+    assert all(abs(day - NOW // 86_400_000_000_000) <= 31 for day in days)
+
+
+def _check_span(batch: RowBatch, index: int, table: Table, row: Row) -> None:
+    contents = _contents(table, batch.rows[index])
+    facts = batch.facts[index]
+    assert batch.keys[index] == b"".join(contents[column.name] or b"" for column in table.key)
+    assert len(batch.keys[index]) == 4 + 16 + 8 + 8
+    assert (facts.trace_id, facts.span_id) == (row["trace_id"], row["span_id"])
+    assert (len(facts.trace_id), len(facts.span_id)) == (16, 8)
+    assert any(facts.trace_id)
+    assert any(facts.span_id)
+    assert facts.start == _integer(contents["start_time"])
+    end = facts.start if contents["end_time"] is None else _integer(contents["end_time"])
+    assert facts.end == max(facts.start, end)
+    assert facts.error == (row["status_code"] == 2)
+    assert facts.root == (row["parent_span_id"] is None)
+    assert (facts.name, facts.service_name) == (row["name"], row["service_name"])
+    assert list(facts.sums) == [row[column.name] for column in table.sums]
+
+
+def _check_cut_out(batch: RowBatch) -> None:
+    """Each item, as a request of its own, meets the same fate."""
+    row_of = dict(zip(batch.items, batch.rows, strict=True))
+    reason_of = {rejection.item: rejection.reason for rejection in batch.rejected}
+    for index in range(0, batch.item_count, max(1, batch.item_count // _CUT_OUT)):
+        alone = transcode(plan(batch.signal), batch.otlp(index), now_ns=NOW, request_id=batch.request_id)
+        assert list(alone.rows) == ([row_of[index]] if index in row_of else [])
+        assert [rejection.reason for rejection in alone.rejected] == ([reason_of[index]] if index in reason_of else [])
+
+
+def _check_partition(items: Any, rejected: Any) -> None:  # noqa: ANN401 - lists or tuples
+    assert list(items) == sorted(items)
+    assert sorted([*items, *rejected]) == list(range(len(items) + len(rejected)))
+
+
+def _row(table: Table, data: bytes) -> Row:
+    """Read a row; it must have no byte more, and all its JSON must be what jsonb takes."""
+    contents = split_row(data)
+    assert len(data) == 2 + sum(4 + len(content or b"") for content in contents)
+    row = read(table, data)
+    for column in table.columns:
+        if column.type is ColumnType.JSONB and row[column.name] is not None:
+            for text in _texts(row[column.name]):
+                assert "\0" not in text
+                text.encode()
+            json.dumps(row[column.name], allow_nan=False)
+    return row
+
+
+def _texts(tree: Any) -> Iterator[str]:  # noqa: ANN401 - a value tree
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield key
+            yield from _texts(value)
+    elif isinstance(tree, list):
+        for element in tree:
+            yield from _texts(element)
+
+
+def _contents(table: Table, row: bytes) -> dict[str, bytes | None]:
+    return dict(zip([column.name for column in table.columns], split_row(row), strict=True))
+
+
+def _integer(content: bytes | None) -> int:
+    assert content is not None
+    return int.from_bytes(content, "big", signed=True)
+
+
+def _parsed(signal: Signal, body: bytes) -> Message | None:
+    try:
+        return REQUESTS[signal].FromString(body)
+    except DecodeError:
+        return None
+
+
+def _items(signal: Signal, request: Any) -> Iterator[Message]:  # noqa: ANN401 - either signal's
+    for resource in request.resource_spans if signal is Signal.TRACES else request.resource_logs:
+        for scope in resource.scope_spans if signal is Signal.TRACES else resource.scope_logs:
+            yield from scope.spans if signal is Signal.TRACES else scope.log_records
+
+
+def _known(request: Message) -> bytes:
+    """Encode a message without the fields that nobody knows."""
+    copy = type(request)()
+    copy.CopyFrom(request)
+    copy.DiscardUnknownFields()
+    return copy.SerializeToString(deterministic=True)

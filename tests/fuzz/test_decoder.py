@@ -1,0 +1,25 @@
+"""The decoder's targets, on what hypothesis generates."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from otel_pg_exporter.model import Signal
+from tests.fuzz.checks import TARGETS, check_salvage, check_wire_format
+from tests.fuzz.strategies import bodies
+
+unhurried = settings(deadline=None)  # values nest, rows are many, and machines differ
+
+
+@pytest.mark.parametrize("signal", list(Signal))
+@unhurried
+@given(data=st.data())
+def test_whatever_comes_becomes_sound_rows_or_a_refusal(signal: Signal, data: st.DataObject) -> None:
+    TARGETS[signal.value](data.draw(bodies(signal)))
+
+
+@unhurried
+@given(body=st.sampled_from(list(Signal)).flatmap(bodies))
+def test_salvage_and_the_walks_by_hand_agree_with_protobuf(body: bytes) -> None:
+    check_salvage(body)
+    check_wire_format(body)
