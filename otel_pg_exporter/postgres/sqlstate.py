@@ -77,13 +77,17 @@ def unavailable(error: psycopg.Error, *, phase: str, broken: bool) -> DatabaseUn
     state = error.sqlstate or "no SQLSTATE"
     text = f"{phase}: {reason(error)} ({state})"
     if classify(error, broken=broken) is not Verdict.RETRY:
-        remedy = _REMEDIES.get(
-            error.sqlstate or "", "compare the tables with `otel-pg-exporter migrate --check` and the same settings"
-        )
-        return DeploymentError(f"PostgreSQL refuses every row at {text}; {remedy}")
+        return DeploymentError(f"PostgreSQL refuses every row at {text}; {remedy(error)}")
     # Without a connection, nobody knows whether a COMMIT that was on its way arrived.
     kind = OutageError if is_outage(error, broken=broken) else DatabaseUnavailableError
     return kind(f"PostgreSQL failed at {text}", in_doubt=broken and phase == "COMMIT")
+
+
+def remedy(error: psycopg.Error) -> str:
+    """Return what to do about an error that is due to the database's own state."""
+    return _REMEDIES.get(
+        error.sqlstate or "", "compare the tables with `otel-pg-exporter migrate --check` and the same settings"
+    )
 
 
 def reason(error: psycopg.Error) -> str:

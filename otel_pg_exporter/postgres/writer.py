@@ -43,6 +43,7 @@ class Writer:
         settings: WriterSettings,
         statistics: Statistics,
         *,
+        transaction: type[Transaction] = Transaction,  # how one attempt is made
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connections = connections
@@ -50,6 +51,7 @@ class Writer:
         self._compiled = Statements(self._database, mapping)
         self._settings = settings
         self._statistics = statistics
+        self._transaction = transaction
         self._clock = clock
         self._lock = threading.Lock()
         self._resources: dict[bytes, float] = {}  # committed resource id to the time when it expires
@@ -95,7 +97,7 @@ class Writer:
         method = self._first_method(merged)
         refused_traces: dict[bytes, tuple[str, str | None]] = {}
         while True:
-            attempt = Transaction(
+            attempt = self._transaction(
                 connection,
                 self._compiled,
                 merged,

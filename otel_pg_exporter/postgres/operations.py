@@ -1,0 +1,54 @@
+"""What the operator's commands share: a transaction with limits, and errors in the operator's terms."""
+
+import contextlib
+from collections.abc import Iterator
+
+import psycopg
+
+from otel_pg_exporter.config import DatabaseSettings
+from otel_pg_exporter.errors import DatabaseUnavailableError, DeploymentError
+from otel_pg_exporter.postgres import statements
+from otel_pg_exporter.postgres.connection import Connection, watchdog
+from otel_pg_exporter.postgres.sqlstate import Verdict, classify, reason, remedy, unavailable
+
+_STATEMENTS = 5  # no transaction of an operator's command has more
+_MARGIN = 5.0  # seconds that the server's own timeouts get to strike first
+
+# Values travel as text where a damaged row may hold what Python can't; so the text must be the same everywhere.
+_SPELLING = "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'; SET LOCAL bytea_output = 'hex'"
+
+_HINTS = {
+    "57014": "allow it more time by --statement-timeout",
+    "55P03": "try again, or allow it more time by --lock-timeout",
+}
+
+
+@contextlib.contextmanager
+def transaction(connection: Connection, settings: DatabaseSettings, *, doing: str) -> Iterator[Connection]:
+    """Run the block between BEGIN and COMMIT, with the limits of the settings; times are spelled in UTC.
+
+    Raises DatabaseUnavailableError, which says what the command was `doing`.
+    """
+    with watchdog(connection, _STATEMENTS * settings.statement_timeout + _MARGIN):
+        try:
+            connection.execute(statements.begin(settings))
+            connection.execute(_SPELLING)
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException as exc:
+            broken = connection.closed or connection.broken
+            if not broken:
+                with contextlib.suppress(psycopg.Error):
+                    connection.execute("ROLLBACK")
+            if isinstance(exc, psycopg.Error):
+                raise _failed(exc, doing=doing, broken=broken) from exc
+            raise
+
+
+def _failed(error: psycopg.Error, *, doing: str, broken: bool) -> DatabaseUnavailableError:
+    state = error.sqlstate or "no SQLSTATE"
+    if classify(error, broken=broken) is not Verdict.RETRY:
+        return DeploymentError(f"PostgreSQL refuses {doing}: {reason(error)} ({state}); {remedy(error)}")
+    if state in _HINTS and not broken:
+        return DatabaseUnavailableError(f"{doing}: {reason(error)} ({state}); {_HINTS[state]}")
+    return unavailable(error, phase=doing, broken=broken)
