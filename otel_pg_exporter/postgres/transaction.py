@@ -41,7 +41,7 @@ class Statements:
     """
 
     def __init__(self, settings: DatabaseSettings, mapping: ColumnMapping) -> None:
-        schema = settings.schema
+        self.schema = schema = settings.schema
         self.begin = statements.begin(settings).as_bytes()
         self.tables = {signal: statements.TableStatements(schema, mapping.table(signal)) for signal in Signal}
         self.columns = {signal: mapping.table(signal) for signal in Signal}
