@@ -17,6 +17,7 @@ class _Link:
 
     client: socket.socket
     server: socket.socket
+    flowing: threading.Event  # the proxy's, until the link is frozen
     swallow: bool = field(default=False)  # what the server says next never arrives
 
     def cut(self) -> None:
@@ -38,6 +39,7 @@ class Proxy:
         self._flowing.set()
         self._commits_to_lose = 0
         self._bytes_to_stall: int | None = None
+        self._stall_at_commit = ""
         self._listener: socket.socket | None = None
         self._port = 0
         self.accepted = 0  # connections so far
@@ -77,9 +79,25 @@ class Proxy:
         with self._lock:
             self._bytes_to_stall = count
 
+    def stall_at_commit(self, *, handed_on: bool) -> None:
+        """Stall as soon as a client sends a COMMIT: before the server hears of it, or before it can answer."""
+        with self._lock:
+            self._stall_at_commit = "answer" if handed_on else "statement"
+
+    def freeze(self) -> None:
+        """Hand nothing on any more on those connections that there are, for ever; new ones flow."""
+        with self._lock:
+            for link in self._links:
+                link.flowing = threading.Event()
+
     def flow(self) -> None:
         """End a stall."""
         self._flowing.set()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing is handed on."""
+        return not self._flowing.is_set()
 
     def lose_commits(self, count: int, then: "Callable[[], None] | None" = None) -> None:
         """Let the next COMMITs reach the server, but cut the connection in place of its answer; call `then` after."""
@@ -93,6 +111,8 @@ class Proxy:
         self.flow()
         with self._lock:
             threads = list(self._threads)
+            for link in self._links:
+                link.flowing.set()
         for thread in threads:
             thread.join(10)
             assert not thread.is_alive()
@@ -112,7 +132,7 @@ class Proxy:
                 except OSError:  # the server is down: so are we, to this client
                     client.close()
                     continue
-                link = _Link(client=client, server=server)
+                link = _Link(client=client, server=server, flowing=self._flowing)
                 with self._lock:
                     self.accepted += 1
                     self._links.add(link)
@@ -125,9 +145,13 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := link.client.recv(65_536):
                 self._count(len(data))
-                self._flowing.wait()
-                if _COMMIT in data:
+                is_commit = _COMMIT in data
+                if is_commit:
+                    self._stall_if_wanted("statement")
+                link.flowing.wait()
+                if is_commit:
                     link.swallow = self._is_to_lose()
+                    self._stall_if_wanted("answer")
                 link.server.sendall(data)
         link.cut()
         answers.join()
@@ -139,7 +163,7 @@ class Proxy:
     def _answers(self, link: _Link) -> None:
         with contextlib.suppress(OSError):
             while data := link.server.recv(65_536):
-                self._flowing.wait()
+                link.flowing.wait()
                 if link.swallow:  # the server has committed, for else it would have said nothing yet
                     self.commits_lost += 1
                     self._then()
@@ -154,6 +178,12 @@ class Proxy:
             self._bytes_to_stall -= size
             if self._bytes_to_stall <= 0:
                 self._bytes_to_stall = None
+                self._flowing.clear()
+
+    def _stall_if_wanted(self, where: str) -> None:
+        with self._lock:
+            if self._stall_at_commit == where:
+                self._stall_at_commit = ""
                 self._flowing.clear()
 
     def _is_to_lose(self) -> bool:

@@ -19,6 +19,7 @@ from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from otel_pg_exporter.postgres.migrate import migrate
 from otel_pg_exporter.service import Service
 from tests.faults.load import refuse_poison
+from tests.proxy import Proxy, proxy_for
 
 
 class Receive(Protocol):
@@ -61,6 +62,13 @@ def receive(tmp_path: Path) -> Iterator[Receive]:
             return running.enter_context(Service(settings))
 
         yield start
+
+
+@pytest.fixture
+def proxy(prepared: str) -> Iterator[Proxy]:
+    """Return a proxy in front of a database; to be asked for before `receive`, so that it goes last."""
+    with proxy_for(prepared) as running:
+        yield running
 
 
 @pytest.fixture
