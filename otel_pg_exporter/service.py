@@ -10,12 +10,12 @@ batcher is written or spooled, then the last statistics are logged, and PostgreS
 
 import logging
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -23,7 +23,7 @@ import psycopg
 
 from otel_pg_exporter import mapping
 from otel_pg_exporter.config import ServeSettings
-from otel_pg_exporter.errors import DatabaseUnavailableError, ExporterError, StartupError
+from otel_pg_exporter.errors import DatabaseUnavailableError, StartupError
 from otel_pg_exporter.model import Outcome, RowBatch, Signal, Window
 from otel_pg_exporter.pipeline.admission import ByteBudget
 from otel_pg_exporter.pipeline.availability import Availability
@@ -31,7 +31,8 @@ from otel_pg_exporter.pipeline.batcher import Batcher
 from otel_pg_exporter.pipeline.drain import Drain
 from otel_pg_exporter.pipeline.export import Export
 from otel_pg_exporter.pipeline.spool import Spool
-from otel_pg_exporter.pipeline.spool_folder import SpoolFolders, default_spool_dir
+from otel_pg_exporter.pipeline.spool_folder import SpoolFolders, default_spool_dir, folder_of
+from otel_pg_exporter.pipeline.ticker import Job, Ticker
 from otel_pg_exporter.postgres import partitions
 from otel_pg_exporter.postgres.connection import Connections, connect, target_of, watchdog
 from otel_pg_exporter.postgres.embedded import EmbeddedServer, default_data_dir
@@ -40,12 +41,12 @@ from otel_pg_exporter.postgres.sqlstate import unavailable
 from otel_pg_exporter.postgres.writer import Writer
 from otel_pg_exporter.receiver.endpoint import Endpoint, check_free, parse_endpoint
 from otel_pg_exporter.receiver.grpc import ENDPOINT_SETTING, GrpcServer
-from otel_pg_exporter.telemetry import ItemCounters, ItemCounts, RateLimitedLogger, Statistics, StatisticsSnapshot
+from otel_pg_exporter.telemetry import ItemCounters, ItemCounts, Statistics, StatisticsSnapshot
 from otel_pg_exporter.transcode import compile_plan
 
 _logger = logging.getLogger(__name__)
 
-_REVIVE_INTERVAL = 1.0  # seconds between two looks at whether the embedded PostgreSQL lives
+_REVIVE_INTERVAL = 1.0  # seconds between two looks at whether PostgreSQL is back
 _PARTITIONS_INTERVAL = 3600.0  # seconds; days are created far enough ahead for a week of failures
 _ADOPTION_INTERVAL = 5.0  # seconds between two looks for spools that dead processes have left
 _PROBE_TIMEOUT = 2.0  # seconds; a spool is to follow PostgreSQL's return within about that
@@ -75,7 +76,8 @@ class Service:
         self._spool: Spool | None = None
         self._server: EmbeddedServer | None = None
         self._port = 0
-        self._postgres_version = ""
+        self._postgres_version = "(away)"
+        self._prepared = False
         self._running = ExitStack()
         self._deadline: float | None = None  # of the stop, by time.monotonic
 
@@ -109,6 +111,11 @@ class Service:
         """Whether a stop has begun, be it because the start failed: nothing may interrupt it, or something is left."""
         return self._deadline is not None
 
+    @property
+    def spool_folder(self) -> Path | None:
+        """The folder with the spools for this PostgreSQL, if there is a spool."""
+        return None if self._spool is None else self._folders.path
+
     def statistics(self) -> StatisticsSnapshot:
         """Return what was committed so far, and how fast."""
         return self._statistics.snapshot()
@@ -120,18 +127,19 @@ class Service:
     def start(self) -> None:
         """Start everything, or nothing.
 
-        Raises StartupError or DatabaseUnavailableError, which say what to do.
+        A PostgreSQL that was reached before may be away, if there is a spool. Raises StartupError or
+        DatabaseUnavailableError, which say what to do.
         """
         with ExitStack() as stack:
             # Asked before PostgreSQL starts, which may take a while and would have been for nothing.
             check_free(self._endpoint, setting=ENDPOINT_SETTING, reuse_port=self._settings.receiver.reuse_port)
             if not self._settings.database.dsn:
                 self._start_postgres(stack)
-            self._prepare_tables()
+            self._prepare_tables_or_go_without()
             self._connect()
             stack.callback(lambda: self._connections.close(self._remaining()))
             self._open_spool(stack)
-            ticker = _Ticker(self._jobs())
+            ticker = Ticker(self._jobs())
             stack.callback(self._log_statistics)
             stack.callback(ticker.stop)
             if self._server is not None:
@@ -171,6 +179,20 @@ class Service:
                 raise
         self._database = replace(self._settings.database, dsn=server.own_dsn)
 
+    def _prepare_tables_or_go_without(self) -> None:
+        """Prepare the tables; if PostgreSQL is away, leave that to the ticker and take requests for the spool.
+
+        But only if this PostgreSQL was reached before, as its spool's folder tells: a DSN that never worked is wrong.
+        """
+        try:
+            self._prepare_tables()
+        except DatabaseUnavailableError as exc:
+            if not self._settings.spool.spool or not folder_of(self._spool_dir, self._target).is_dir():
+                raise
+            _logger.warning("PostgreSQL is away; until it is back, requests go to the spool: %s", exc)
+            for signal in Signal:
+                self._availability.note_silence(signal)
+
     def _prepare_tables(self) -> None:
         """Migrate, or check that somebody has; and create partitions for the days to come."""
         database = self._database
@@ -184,6 +206,7 @@ class Service:
                 partitions.ahead(connection, database.schema, self._settings.partitions_ahead)
             except psycopg.Error as exc:
                 raise StartupError(str(unavailable(exc, phase="ensure_partitions", broken=connection.broken))) from exc
+        self._prepared = True
 
     def _connect(self) -> None:
         # Two more than writers: the ticker's and the drain's.
@@ -225,10 +248,7 @@ class Service:
         settings = self._settings.spool
         if not settings.spool:
             return
-        # The embedded server's port may change, its folder is what it is known by.
-        server = self._server
-        target = target_of(self._database) if server is None else f"{server.data_dir} {self._database.schema}"
-        self._folders = SpoolFolders(settings.spool_dir or default_spool_dir(), target)
+        self._folders = SpoolFolders(self._spool_dir, self._target)
         for other in self._folders.others():
             _logger.info(
                 "there are requests for another PostgreSQL in %s; a receiver for that one will write them", other
@@ -238,6 +258,16 @@ class Service:
         spool = self._spool = Spool(folder.path, max_bytes=settings.spool_max_bytes)
         stack.callback(lambda: self._close_spool(spool))
         self._recovered(spool.level.items)
+
+    @property
+    def _spool_dir(self) -> Path:
+        return self._settings.spool.spool_dir or default_spool_dir()
+
+    @property
+    def _target(self) -> str:
+        # The embedded server's port may change, its folder is what it is known by.
+        server = self._server
+        return target_of(self._database) if server is None else f"{server.data_dir} {self._database.schema}"
 
     def _recovered(self, items: int) -> None:
         if items:
@@ -274,14 +304,16 @@ class Service:
 
     # What runs beside.
 
-    def _jobs(self) -> "list[_Job]":
-        jobs = [_Job(name="partitions ahead", interval=_PARTITIONS_INTERVAL, run=self._create_partitions)]
+    def _jobs(self) -> list[Job]:
+        jobs = [Job(name="partitions ahead", interval=_PARTITIONS_INTERVAL, run=self._create_partitions)]
         if self._settings.statistics_interval:
-            jobs.append(_Job(name="statistics", interval=self._settings.statistics_interval, run=self._log_statistics))
+            jobs.append(Job(name="statistics", interval=self._settings.statistics_interval, run=self._log_statistics))
         if self._server is not None:
-            jobs.append(_Job(name="embedded PostgreSQL", interval=_REVIVE_INTERVAL, run=self._revive))
+            jobs.append(Job(name="embedded PostgreSQL", interval=_REVIVE_INTERVAL, run=self._revive))
+        if not self._prepared:
+            jobs.append(Job(name="tables", interval=_REVIVE_INTERVAL, run=self._prepare_tables_late))
         if self._spool is not None:
-            jobs.append(_Job(name="spools of dead processes", interval=_ADOPTION_INTERVAL, run=self._adopt))
+            jobs.append(Job(name="spools of dead processes", interval=_ADOPTION_INTERVAL, run=self._adopt))
         return jobs
 
     def _adopt(self) -> None:
@@ -292,6 +324,10 @@ class Service:
                     self._folder.take_corrupt_files(folder)
             finally:
                 folder.release()
+
+    def _prepare_tables_late(self) -> None:
+        if not self._prepared:
+            self._prepare_tables()
 
     def _create_partitions(self) -> None:
         database = self._database
@@ -307,7 +343,7 @@ class Service:
     def _log_statistics(self) -> None:
         _logger.info("statistics: %s", self._statistics.snapshot())
         counts = self._counters.snapshot()
-        if counts.received != counts.stored or counts.recovered_from_spool:
+        if counts.received != counts.stored or counts.spooled or counts.recovered_from_spool:
             _logger.info("items: %s", counts)
 
     def _revive(self) -> None:
@@ -320,48 +356,3 @@ class Service:
             self._database = replace(self._database, dsn=server.own_dsn)
             self._connect()
             old.close(0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    name: str
-    interval: float  # seconds
-    run: Callable[[], None]
-
-
-class _Ticker:
-    """Runs jobs at intervals, in one thread, until `stop`. A job that fails is run again when it is due again."""
-
-    def __init__(self, jobs: Sequence[_Job], *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._notices = RateLimitedLogger(_logger)
-        self._stopping = threading.Event()
-        self._due = [(clock() + job.interval, job) for job in jobs]
-        self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after the job that is being run, if it takes no longer than a few seconds."""
-        self._stopping.set()
-        self._thread.join(_MARGIN)
-
-    def _run(self) -> None:
-        while not self._stopping.wait(max(0.0, min(due for due, _ in self._due) - self._clock())):
-            self._run_due()
-
-    def _run_due(self) -> None:
-        now = self._clock()
-        for index, (due, job) in enumerate(self._due):
-            if due <= now:
-                self._try(job)
-                self._due[index] = (self._clock() + job.interval, job)
-
-    def _try(self, job: _Job) -> None:
-        try:
-            job.run()
-        except ExporterError as exc:
-            if not self._stopping.is_set():
-                level = logging.WARNING if isinstance(exc, DatabaseUnavailableError) else logging.ERROR
-                self._notices.log(level, job.name, f"{job.name}: {exc}")
-        except Exception as exc:  # noqa: BLE001 - a bug in one job must not end the others
-            self._notices.log(logging.CRITICAL, job.name, f"{job.name} failed unexpectedly", exc_info=exc)

@@ -294,10 +294,28 @@ def test_statistics_are_logged_at_their_interval_and_at_the_end(
     assert "items: 6 received = 3 stored + 3 duplicate + 0 rejected + 0 refused + 0 in flight" in items
 
 
-def test_it_outlives_its_postgresql_and_asks_senders_to_come_again_meanwhile(
+def test_it_outlives_its_postgresql_and_keeps_what_comes_meanwhile(
     serve: StartServing, connect: Connect, own_server: EmbeddedServer
 ) -> None:
-    serving = serve("--migrate", "--ack-timeout", "0.5", "--connect-timeout", "2", "--dsn", own_server.dsn)
+    serving = serve("--migrate", "--ack-timeout", "0.5", "--dsn", own_server.dsn)
+    client = connect(serving.address)
+    own_server.stop()
+    for _ in range(3):
+        assert client.export(TRACES, span_request()) == b""
+    own_server.start()
+    wait_until(lambda: count(own_server.dsn) == 3)
+    serving.send(signal.SIGTERM)
+    assert serving.wait() == 0
+    last = serving.stderr.splitlines()[-1]
+    assert "items: 3 received = 3 stored + 0 duplicate + 0 rejected + 0 refused + 0 in the spool + 0 in flight" in last
+
+
+def test_without_a_spool_it_asks_senders_to_come_again_while_its_postgresql_is_away(
+    serve: StartServing, connect: Connect, own_server: EmbeddedServer
+) -> None:
+    serving = serve(
+        "--no-spool", "--migrate", "--ack-timeout", "0.5", "--connect-timeout", "2", "--dsn", own_server.dsn
+    )
     client = connect(serving.address)
     assert client.export(TRACES, span_request()) == b""
     own_server.stop()
@@ -319,7 +337,7 @@ def test_it_outlives_its_postgresql_and_asks_senders_to_come_again_meanwhile(
 def test_it_says_when_rows_are_refused_for_what_the_database_lacks_and_when_they_are_accepted_again(
     serve: StartServing, connect: Connect, dsn: str
 ) -> None:
-    serving = serve("--dsn", dsn, "--ack-timeout", "1")
+    serving = serve("--no-spool", "--dsn", dsn, "--ack-timeout", "1")
     client = connect(serving.address)
     body = span_request()
     with psycopg.connect(dsn, autocommit=True) as connection:

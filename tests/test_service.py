@@ -31,10 +31,12 @@ from otel_pg_exporter.errors import (
     SchemaError,
     StartupError,
 )
+from otel_pg_exporter.pipeline.ticker import Job, Ticker
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
-from otel_pg_exporter.service import Service, _Job, _Ticker
+from otel_pg_exporter.service import Service
 from otel_pg_exporter.telemetry import ItemCounts
 from tests.e2e.support import client_of
+from tests.proxy import proxy_for
 from tests.receiver.support import TRACES, Client, refusal
 from tests.serving import refusal_once_draining, span_request
 from tests.support import wait_until
@@ -230,15 +232,15 @@ def test_a_job_that_fails_is_run_again_and_does_not_end_the_others(
     ran: dict[str, int] = {"refused": 0, "buggy": 0, "good": 0}
     errors = {"refused": EmbeddedServerError("no room"), "buggy": ZeroDivisionError("a bug")}
 
-    def job(name: str) -> _Job:
+    def job(name: str) -> Job:
         def run() -> None:
             ran[name] += 1
             if name in errors:
                 raise errors[name]
 
-        return _Job(name=name, interval=0.001, run=run)
+        return Job(name=name, interval=0.001, run=run)
 
-    ticker = _Ticker([job(name) for name in ran])
+    ticker = Ticker([job(name) for name in ran])
     wait_until(lambda: min(ran.values()) > 2)
     ticker.stop()
     assert caplog.text.count("refused: no room") == 1
@@ -250,9 +252,9 @@ def test_a_job_that_fails_is_run_again_and_does_not_end_the_others(
 def test_jobs_run_at_their_own_intervals() -> None:
     clock = [0.0]
     ran: list[tuple[float, str]] = []
-    ticker = _Ticker.__new__(_Ticker)  # its thread would run by the real clock
+    ticker = Ticker.__new__(Ticker)  # its thread would run by the real clock
     jobs = [
-        _Job(name=name, interval=interval, run=lambda name=name: ran.append((clock[0], name)))  # type: ignore[misc] # mypy can't infer it
+        Job(name=name, interval=interval, run=lambda name=name: ran.append((clock[0], name)))  # type: ignore[misc] # mypy can't infer it
         for name, interval in (("second", 1.0), ("minute", 3.0))
     ]
     ticker._clock, ticker._due = lambda: clock[0], [(job.interval, job) for job in jobs]
@@ -270,3 +272,22 @@ def test_partitions_are_created_ahead_again_and_again(dsn: str) -> None:
             connection.execute(f"DROP TABLE otel.{name}".encode())
         job.run()
         assert rows(dsn, f"SELECT 1 FROM pg_class WHERE relname = '{name}'") == [(1,)]
+
+
+def test_a_postgresql_that_was_reached_before_may_be_away_at_the_start(dsn: str, tmp_path: Path) -> None:
+    with proxy_for(dsn) as proxy:
+        with_spool = replace(settings(proxy.dsn), spool=SpoolSettings(spool_dir=tmp_path))
+        proxy.refuse()
+        with pytest.raises(DatabaseUnavailableError), Service(with_spool):
+            pass
+        proxy.up()
+        with Service(with_spool):
+            pass
+        proxy.refuse()
+        with Service(with_spool) as service, client(service) as sender:
+            sender.export(TRACES, span_request())
+            assert service.counts().in_spool == 1
+            proxy.up()
+            wait_until(lambda: service.counts().stored == 1)
+            wait_until(lambda: service.postgres_version != "(away)")
+    assert service.counts().balanced

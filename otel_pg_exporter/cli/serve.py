@@ -127,6 +127,7 @@ def _banner(service: "Service") -> list[str]:
         f"  OTLP/gRPC   {endpoint}",
         f"  PostgreSQL  {database}",
         f"  DSN         {mask_dsn(service.dsn)}",
+        f"  Spool       {service.spool_folder or 'none: while PostgreSQL is away, senders are asked to retry'}",
         "",
         "See what arrives:",
         "",

@@ -39,6 +39,12 @@ def default_spool_dir() -> Path:
     return platformdirs.user_state_path("otel-pg-exporter-spool")
 
 
+def folder_of(root: Path, target: str) -> Path:
+    """Return the folder of one PostgreSQL's spools, which is made the first time that this PostgreSQL is reached."""
+    digest = hashlib.blake2b(target.encode(), digest_size=4).hexdigest()
+    return root.absolute() / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', target)[:80].strip('_')}-{digest}"
+
+
 class ProcessFolder:
     """One process's folder, locked for as long as this object lives."""
 
@@ -68,9 +74,8 @@ class SpoolFolders:
     def __init__(self, root: Path, target: str) -> None:
         """Make the folders. `target` names the PostgreSQL and the schema. Raises StartupError."""
         self.root = root.absolute()
+        self.path = folder_of(root, target)
         self._own: Path | None = None
-        digest = hashlib.blake2b(target.encode(), digest_size=4).hexdigest()
-        self.path = self.root / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', target)[:80].strip('_')}-{digest}"
         _make(self.root)
         _make_private(self.path)
 
