@@ -197,7 +197,7 @@ class Connections:
         """Lend a connection; raise DatabaseUnavailableError when none can be had within `timeout` seconds.
 
         That is at once when the server refuses: whether to try again, and when, is the caller's business. A
-        connection that comes back inside a transaction or broken is closed, not lent again.
+        connection that comes back inside a transaction, broken, or by an OutageError is closed, not lent again.
         """
         deadline = time.monotonic() + timeout
         changed = self._changed
@@ -213,6 +213,10 @@ class Connections:
         try:
             connection = self._take_idle() or self._connect(deadline - time.monotonic())
             yield connection
+        except OutageError:
+            if connection is not None:  # it works, but leads to a standby: a new one may reach the primary
+                connection.close()
+            raise
         finally:
             if changed is self._changed:  # not when the borrower itself forked
                 self._give_back(connection)

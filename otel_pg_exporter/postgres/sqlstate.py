@@ -76,11 +76,18 @@ def unavailable(error: psycopg.Error, *, phase: str, broken: bool) -> DatabaseUn
     """Translate an error that is not about single rows, with the remedy where one is known."""
     state = error.sqlstate or "no SQLSTATE"
     text = f"{phase}: {reason(error)} ({state})"
+    if _met_standby(error, phase):
+        return OutageError(f"PostgreSQL is a standby, and read-only until it is promoted, at {text}")
     if classify(error, broken=broken) is not Verdict.RETRY:
         return DeploymentError(f"PostgreSQL refuses every row at {text}; {remedy(error)}")
     # Without a connection, nobody knows whether a COMMIT that was on its way arrived.
     kind = OutageError if is_outage(error, broken=broken) else DatabaseUnavailableError
     return kind(f"PostgreSQL failed at {text}", in_doubt=broken and phase == "COMMIT")
+
+
+def _met_standby(error: psycopg.Error, phase: str) -> bool:
+    """Tell whether the server is in recovery: READ WRITE, as our transactions begin, is no feature of it then."""
+    return error.sqlstate == "0A000" and phase in {"BEGIN", "partitions", "ensure_partitions"}
 
 
 def remedy(error: psycopg.Error) -> str:
