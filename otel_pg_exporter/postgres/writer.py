@@ -168,7 +168,7 @@ class Writer:
         translated = unavailable(error, phase=phase, broken=broken)
         refused = isinstance(translated, DeploymentError)
         level = logging.ERROR if refused else logging.WARNING
-        said = _notices.log(level, type(translated).__name__, str(translated))
+        said = _notices.log(level, f"{type(translated).__name__} {error.sqlstate}", str(translated))
         if isinstance(translated, OutageError):
             self._note_outage(signal if refused else None, said=said)
         return translated
