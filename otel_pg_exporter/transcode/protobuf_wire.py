@@ -1,21 +1,23 @@
-"""protobuf's wire format, walked by hand: fields, the framing of an OTLP request, and invalid UTF-8.
+"""protobuf's wire format, walked by hand: fields, what they will cost once decoded, and invalid UTF-8.
 
 https://protobuf.dev/programming-guides/encoding/. Every walk is bounded and linear in the bytes it walks.
 """
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from otel_pg_exporter.transcode.values import MAX_LEVEL
 
-_VARINT, _FIXED64, _DELIMITED, _GROUP, _GROUP_END, _FIXED32 = range(6)
+VARINT, FIXED64, DELIMITED, _GROUP, _GROUP_END, FIXED32 = range(6)
 _MAX_TAG = 2**32 - 1
 _MAX_VARINT_BYTES = 10
 
-# Traces and logs have the same numbers: request.resource_*, resource_*.scope_*, scope_*.spans or .log_records.
-_RESOURCES, _SCOPES, _ITEMS = 1, 2, 2
+_CONTROLS = bytes(range(0x20))
+_ESCAPED = 5  # bytes more that JSON takes for a control character
+_BEYOND_BMP = re.compile(b"[\xf0-\xff]")  # begins a character of four bytes
 
 
 class MalformedError(ValueError):
@@ -32,20 +34,6 @@ class Field(NamedTuple):
     end: int
 
 
-class ScopeFrame(NamedTuple):
-    """One ScopeSpans or ScopeLogs."""
-
-    rest: bytes  # all its fields but the items
-    items: list[tuple[int, int]]  # start and end in the body
-
-
-class ResourceFrame(NamedTuple):
-    """One ResourceSpans or ResourceLogs."""
-
-    rest: bytes  # all its fields but the scopes
-    scopes: list[ScopeFrame]
-
-
 def fields(data: bytes, start: int, end: int) -> Iterator[Field]:
     """Walk the fields of the message in `data[start:end]`."""
     position = start
@@ -54,50 +42,90 @@ def fields(data: bytes, start: int, end: int) -> Iterator[Field]:
         number, kind = tag >> 3, tag & 7
         if not number or tag > _MAX_TAG:
             raise MalformedError(f"byte {position:,} begins no field")
-        if kind == _DELIMITED:
+        if kind == DELIMITED:
             length, content = _varint(data, content, end)
             after = content + length
         else:
             after = _skip(data, content, end, kind, number)
         if after > end:
             raise MalformedError(f"the field at byte {position:,} is cut off: it ends {after - end:,} bytes too late")
-        yield Field(number, kind == _DELIMITED, position, content, after)
+        yield Field(number, kind == DELIMITED, position, content, after)
         position = after
 
 
 def delimited(number: int, content: bytes) -> bytes:
     """Encode a string, bytes or message field."""
-    return _encode_varint(number << 3 | _DELIMITED) + _encode_varint(len(content)) + content
+    return nested((number,), content)
 
 
-def split(body: bytes) -> list[ResourceFrame]:
-    """Find the items of an OTLP request. Raises MalformedError when its framing is broken."""
-    resources = []
-    for resource in fields(body, 0, len(body)):
-        if not (resource.delimited and resource.number == _RESOURCES):
-            continue
-        others, scopes = _part(body, resource, _SCOPES)
-        frames = []
-        for scope in scopes:
-            rest, items = _part(body, scope, _ITEMS)
-            frames.append(ScopeFrame(rest, [(item.content, item.end) for item in items]))
-        resources.append(ResourceFrame(others, frames))
-    return resources
+def nested(path: Sequence[int], content: bytes | memoryview) -> bytes:
+    """Encode a message inside a message and so on: `path` has the fields' numbers, outermost first. Copies it once."""
+    heads: list[bytes] = []
+    size = len(content)
+    for number in reversed(path):
+        head = _encode_varint(number << 3 | DELIMITED) + _encode_varint(size)
+        heads.insert(0, head)
+        size += len(head)
+    return b"".join((*heads, content))
 
 
-def resource_frame(rest: bytes, scopes: bytes = b"") -> bytes:
-    """Encode one resource as a field of a request; `scopes` are encoded fields."""
-    return delimited(_RESOURCES, rest + scopes)
+def run_of(data: bytes, position: int, end: int, number: int, size: int) -> tuple[int, int]:
+    """Follow fields with this number (below 16) from `position`: at most `size` bytes, or one; say how far, how many.
+
+    Four times as quick as `fields`, and none the less exact: it stops, if need be at once, before what is not
+    delimited, not in its shortest spelling, or not whole.
+    """
+    tag = number << 3 | DELIMITED
+    start, count = position, 0
+    while position + 2 < end and data[position] == tag:
+        length, content = data[position + 1], position + 2
+        if length > 0x7F:  # noqa: PLR2004 - seven bits a byte
+            if data[content] < 0x80:  # noqa: PLR2004 - the continuation bit
+                length += (data[content] - 1) << 7
+                content += 1
+            else:
+                length, content = _varint(data, position + 1, end)
+        after = content + length
+        if after > end or (count and after - start > size):
+            break
+        count += 1
+        position = after
+        if position - start >= size:
+            break
+    return position, count
 
 
-def scope_frame(rest: bytes, items: bytes = b"") -> bytes:
-    """Encode one scope as a field of a resource; `items` are encoded fields."""
-    return delimited(_SCOPES, rest + items)
+def weigh(data: bytes, descriptor: Descriptor, *, fields_limit: int, text_limit: int) -> str | None:
+    """Say why a message would cost too much to decode; None when it would not.
 
-
-def item_frame(item: bytes) -> bytes:
-    """Encode one item as a field of a scope."""
-    return delimited(_ITEMS, item)
+    Text is reckoned as CPython will hold its JSON, where one wide character makes all others as wide. Raises
+    MalformedError.
+    """
+    found = size = 0
+    width = 1
+    pending = [(0, len(data), descriptor)]
+    while pending:
+        start, end, message = pending.pop()
+        known = message.fields_by_number
+        for field in fields(data, start, end):
+            found += 1
+            if found > fields_limit:
+                return f"more than {fields_limit:,} fields (attributes, events, links, and what they hold)"
+            schema = known.get(field.number)
+            if schema is None or not field.delimited:
+                continue
+            if schema.message_type is not None:
+                pending.append((field.content, field.end, schema.message_type))
+            elif schema.type == FieldDescriptor.TYPE_STRING:
+                content = data[field.content : field.end]
+                size += len(content) + _ESCAPED * (len(content) - len(content.translate(None, _CONTROLS)))
+                if not content.isascii():
+                    width = max(width, 4 if _BEYOND_BMP.search(content) else 2)
+            else:
+                size += (field.end - field.content) * 4 // 3  # base64
+    if size * width > text_limit:
+        return f"its text takes {size * width:,} bytes once decoded; at most {text_limit:,} are allowed"
+    return None
 
 
 def repair_utf8(data: bytes, descriptor: Descriptor, level: int) -> bytes:
@@ -146,18 +174,6 @@ class _Utf8Repair:
         return None
 
 
-def _part(body: bytes, parent: Field, number: int) -> tuple[bytes, list[Field]]:
-    """Part a message's fields: the children with this number, and all others as they stand."""
-    others: list[bytes] = []
-    children: list[Field] = []
-    for field in fields(body, parent.content, parent.end):
-        if field.delimited and field.number == number:
-            children.append(field)
-        else:
-            others.append(body[field.start : field.end])
-    return b"".join(others), children
-
-
 def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
     """Return the number at `position`, and where it ends."""
     if position < end and data[position] < 0x80:  # noqa: PLR2004 - the continuation bit
@@ -190,9 +206,9 @@ def _skip(data: bytes, position: int, end: int, kind: int, number: int) -> int:
 
 
 _SKIP: dict[int, Callable[[bytes, int, int], int]] = {
-    _VARINT: lambda data, position, end: _varint(data, position, end)[1],
-    _FIXED64: lambda _data, position, _end: position + 8,
-    _FIXED32: lambda _data, position, _end: position + 4,
+    VARINT: lambda data, position, end: _varint(data, position, end)[1],
+    FIXED64: lambda _data, position, _end: position + 8,
+    FIXED32: lambda _data, position, _end: position + 4,
 }
 
 
@@ -211,7 +227,7 @@ def _skip_group(data: bytes, position: int, end: int, number: int) -> int:
             if open_groups.pop() != number:
                 raise MalformedError(f"byte {position:,} ends a group that is not open")
             position = content
-        elif kind == _DELIMITED:
+        elif kind == DELIMITED:
             length, content = _varint(data, content, end)
             position = content + length
         else:

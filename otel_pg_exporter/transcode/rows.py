@@ -21,10 +21,15 @@ from otel_pg_exporter.transcode.values import (
     repair_text,
 )
 
-MAX_BATCH_BYTES = 512 * 1024 * 1024
-"""No honest request gets near this. Scope columns stand in every row, so a hostile one could grow a thousandfold."""
+MAX_BATCH_BYTES = 256 * 2**20
+"""Of rows. Only the tiniest spans get near it; but scope columns stand in every row, so that a hostile request could
+grow a thousandfold."""
 
-_OVERHEAD = 400  # bytes that a row's key, facts, list slots and object headers take beside the row itself
+# Bytes that a row takes beside its own: object headers, list slots here and in the writer, for spans the key and facts.
+_OVERHEAD = {Signal.TRACES: 700, Signal.LOGS: 250}
+_RESOURCE = 250  # bytes that a resource takes beside its row
+_REJECTION = 200  # bytes that a refused item takes
+_STEP = 2**20  # bytes of growth between two calls of `hold`
 _NO_ANOMALIES = copy_format.int4_field(0)
 
 
@@ -67,8 +72,12 @@ class RowBuilder:
         self._resources: dict[bytes, bytes] = {}
         self._days: set[int] = set()
         self._rejected: list[Rejection] = []
+        self._reasons: dict[str, str] = {}  # each once, however many items have it
         self._anomalies: Counter[int] = Counter()
+        self._overhead = _OVERHEAD[plan.signal]
+        self._row_bytes = 0
         self._size = 0
+        self._told = 0  # the size that `hold` knows of
         self._no_sums = (None,) * len(plan.rows.no_sums)
 
     def resource(self, resource: Resource) -> EncodedResource:
@@ -116,6 +125,7 @@ class RowBuilder:
         fields, anomalies = span_fields(span)
         anomalies |= span.anomalies | shared.anomalies | self._locate(start)
         vector = self._append(item, fields, anomalies, span.attributes, shared)
+        self._size += len(span.name)  # kept for the trace
         plan = self._plan.rows
         self._keys.append(b"".join([field[4:] for field in plan.key(vector)]))
         start_us = pg_time(start)
@@ -147,11 +157,13 @@ class RowBuilder:
 
     def reject(self, item: int, reason: str) -> None:
         """Refuse an item."""
-        self._rejected.append(Rejection(item=item, reason=reason))
+        known = self._reasons.setdefault(reason, reason)
+        self._rejected.append(Rejection(item=item, reason=known))
+        self._grow(_REJECTION if known is not reason else _REJECTION + len(reason))
 
     def finish(self, *, otlp: Callable[[int], bytes], held: int) -> RowBatch:
         """Return the batch; `held` is how many bytes `otlp` keeps alive."""
-        size = self._size + held + sum(len(row) for row in self._resources.values())
+        self._hold(self._size)
         repairs = {bit: sum(n for mask, n in self._anomalies.items() if mask & bit) for bit in Anomaly}
         return RowBatch(
             signal=self._plan.signal,
@@ -165,12 +177,12 @@ class RowBuilder:
             days=frozenset(self._days),
             rejected=sorted(self._rejected, key=lambda rejection: rejection.item),
             repairs={bit: count for bit, count in repairs.items() if count},
-            size=size,
+            size=self._size + held,
             otlp=otlp,
         )
 
     def _lack_of_room(self, shared: Shared) -> str | None:
-        if self._size + shared.size <= MAX_BATCH_BYTES:
+        if self._row_bytes + shared.size <= MAX_BATCH_BYTES:
             return None
         return f"the rows of this request exceed {MAX_BATCH_BYTES:,} bytes; send smaller requests"
 
@@ -193,14 +205,23 @@ class RowBuilder:
         anomalies_field = copy_format.int4_field(anomalies) if anomalies else _NO_ANOMALIES
         vector = (*fields, anomalies_field, *picks, *shared.fields)
         row = plan.header + b"".join(plan.columns(vector))
-        self._size += len(row) + _OVERHEAD
+        self._row_bytes += len(row)
+        if shared.resource_id not in self._resources:
+            self._resources[shared.resource_id] = shared.resource_row
+            self._size += len(shared.resource_row) + _RESOURCE
         if anomalies:
             self._anomalies[int(anomalies)] += 1
         self._rows.append(row)
         self._items.append(item)
         self._resource_ids.append(shared.resource_id)
-        self._resources[shared.resource_id] = shared.resource_row
+        self._grow(len(row) + self._overhead)
         return vector
+
+    def _grow(self, size: int) -> None:
+        self._size += size
+        if self._size - self._told >= _STEP:
+            self._hold(self._size)
+            self._told = self._size
 
     def _pick(
         self, fields: Fields, anomalies: int, attributes: Mapping[str, Any], shared: Shared

@@ -1,11 +1,12 @@
 """OTLP bytes to rows: the reference implementation, over protobuf.
 
 Extraction is kept plain: every message is read once, into the types of `values`, and all that has a meaning happens
-behind that, in code that the SDK's reader shares.
+behind that, in code that the SDK's reader shares. A small request is parsed at once, a larger one in pieces, with the
+same result (see `limits`).
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -17,11 +18,13 @@ from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.proto.resource.v1 import resource_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from otel_pg_exporter.errors import UndecodableError
 from otel_pg_exporter.model import Anomaly, Hold, RowBatch, Signal, unbounded
+from otel_pg_exporter.transcode.framing import SCOPE_PATH, OneItemRequests, Run, check_frame, check_signal, items, split
+from otel_pg_exporter.transcode.limits import DECODING, Limits
 from otel_pg_exporter.transcode.plan import Plan
-from otel_pg_exporter.transcode.rows import RowBuilder
-from otel_pg_exporter.transcode.salvage import OneItemRequests, Salvaged, salvage
+from otel_pg_exporter.transcode.protobuf_wire import nested
+from otel_pg_exporter.transcode.rows import EncodedResource, RowBuilder, Shared
+from otel_pg_exporter.transcode.salvage import PARTS, mend
 from otel_pg_exporter.transcode.values import EntityRef, Event, Link, LogRecord, Resource, Scope, Span, union
 
 
@@ -38,60 +41,153 @@ _SCHEMAS = {
     Signal.TRACES: _Schema(ExportTraceServiceRequest, "resource_spans", "scope_spans", "spans"),
     Signal.LOGS: _Schema(ExportLogsServiceRequest, "resource_logs", "scope_logs", "log_records"),
 }
+_LIMITS = Limits()
 
 
 def transcode(
-    plan: Plan, body: bytes, *, now_ns: int, request_id: bytes | None = None, hold: Hold = unbounded
+    plan: Plan,
+    body: bytes,
+    *,
+    now_ns: int,
+    request_id: bytes | None = None,
+    hold: Hold = unbounded,
+    limits: Limits = _LIMITS,
 ) -> RowBatch:
     """Make rows of an OTLP export request.
 
     Unless it is given one, the request's id is the BLAKE2b-128 of the signal's name and the body: a client's retry
-    has the same. The batch keeps `body` alive. Raises UndecodableError, what `hold` raises, and nothing else whatever
-    the body holds.
+    has the same. The batch keeps `body` alive. Raises UndecodableError, TooLargeError, what `hold` raises, and nothing
+    else whatever the body holds.
     """
-    schema = _SCHEMAS[plan.signal]
     if request_id is None:
         request_id = hashlib.blake2b(plan.signal.value.encode() + body, digest_size=16).digest()
-    builder = RowBuilder(plan, request_id=request_id, now_ns=now_ns, hold=hold)
-    request, salvaged = _parse(plan.signal, schema.request, body)
-    if salvaged is None:
-        _add(builder, plan.signal, request, count(), frozenset())
-    else:
-        for rejection in salvaged.rejected:
-            builder.reject(rejection.item, rejection.reason)
-        _add(builder, plan.signal, request, iter(salvaged.items), salvaged.repaired)
+    builder = RowBuilder(plan, request_id=request_id, now_ns=now_ns, hold=lambda size: hold(len(body) + size))
+    check_signal(plan.signal, body)
+    if len(body) > limits.piece_bytes or not _read_whole(builder, plan.signal, body):
+        check_frame(body, parts=limits.parts, piece_bytes=limits.piece_bytes)
+        _Pieces(builder, plan.signal, body, limits).read()
     return builder.finish(otlp=OneItemRequests(body), held=len(body))
 
 
-def _parse(signal: Signal, request: type[Message], body: bytes) -> tuple[Message, Salvaged | None]:
-    try:
-        return request.FromString(body), None
-    except DecodeError:
-        salvaged = salvage(signal, body)
-    try:
-        return request.FromString(salvaged.body), salvaged
-    except DecodeError as error:
-        raise UndecodableError(f"the body of {len(body):,} bytes is not OTLP: {error}") from error
-
-
-def _add(
-    builder: RowBuilder, signal: Signal, request: Message, indices: Iterator[int], repaired: frozenset[int]
-) -> None:
-    """Hand all items to the builder; `indices` says which item of the original request each one is."""
+def _read_whole(builder: RowBuilder, signal: Signal, body: bytes) -> bool:
+    """Hand all items of a small request to the builder; say whether protobuf takes it as a whole."""
     schema = _SCHEMAS[signal]
-    read: Callable[[Any, int], Any] = _span if signal is Signal.TRACES else _log_record
-    add: Callable[[int, Any, Any], None] = builder.add_span if signal is Signal.TRACES else builder.add_log
-    for group in getattr(request, schema.resources):
-        resource = None
-        for part in getattr(group, schema.scopes):
-            items = getattr(part, schema.items)
-            if not items:
-                continue
-            if resource is None:
-                resource = builder.resource(_resource(group.resource, group.schema_url))
-            shared = builder.share(resource, _scope(part.scope, part.schema_url))
-            for item, index in zip(items, indices, strict=False):
-                add(index, read(item, Anomaly.INVALID_UTF8 if index in repaired else 0), shared)
+    add = _adder(builder, signal)
+    indices = count()
+    with DECODING:
+        try:
+            request = schema.request.FromString(body)
+        except DecodeError:
+            return False
+        for group in getattr(request, schema.resources):
+            resource = None
+            for part in getattr(group, schema.scopes):
+                items = getattr(part, schema.items)
+                if not items:
+                    continue
+                if resource is None:
+                    resource = builder.resource(_resource(group.resource, group.schema_url))
+                shared = builder.share(resource, _scope(part.scope, part.schema_url))
+                for item, index in zip(items, indices, strict=False):
+                    add(index, item, 0, shared)
+    return True
+
+
+def _adder(builder: RowBuilder, signal: Signal) -> Callable[[int, Any, int, Shared], None]:
+    """Return what reads one item of a signal, repaired or not, and adds it to the builder."""
+    if signal is Signal.TRACES:
+        return lambda index, span, found, shared: builder.add_span(index, _span(span, found), shared)
+    return lambda index, record, found, shared: builder.add_log(index, _log_record(record, found), shared)
+
+
+class _ReadResource(NamedTuple):
+    encoded: EncodedResource | None
+    repaired: bool
+    fault: str  # why its items are refused
+
+
+class _ReadScope(NamedTuple):
+    shared: Shared | None
+    found: int  # what all its items are marked with
+    fault: str  # why its items are refused
+
+
+class _Pieces:
+    """Reads a request piece by piece, and item by item where a piece does not parse."""
+
+    def __init__(self, builder: RowBuilder, signal: Signal, body: bytes, limits: Limits) -> None:
+        self._builder = builder
+        self._schema = _SCHEMAS[signal]
+        self._parts = PARTS[signal]
+        self._add = _adder(builder, signal)
+        self._body = body
+        self._limits = limits
+        self._index = 0
+
+    def read(self) -> None:
+        """Hand all items to the builder, which accepts or refuses them."""
+        for frame in split(self._body, piece_bytes=self._limits.piece_bytes):
+            resource = None
+            for part in frame.scopes:
+                scope = None
+                for run in part.runs:
+                    with DECODING:
+                        if scope is None:
+                            resource = resource or self._resource(frame.rest)
+                            scope = self._scope(part.rest, resource)
+                        self._run(run, scope)
+
+    def _resource(self, rest: bytes) -> _ReadResource:
+        mended = mend(self._parts.resource, rest, self._limits)
+        if mended.request is None:
+            return _ReadResource(None, repaired=False, fault=f"its resource is not decodable: {mended.fault}")
+        group = getattr(mended.request, self._schema.resources)[0]
+        encoded = self._builder.resource(_resource(group.resource, group.schema_url))
+        return _ReadResource(encoded, mended.repaired, fault="")
+
+    def _scope(self, rest: bytes, resource: _ReadResource) -> _ReadScope:
+        mended = mend(self._parts.scope, rest, self._limits)
+        if resource.encoded is None or mended.request is None:
+            return _ReadScope(None, 0, resource.fault or f"its scope is not decodable: {mended.fault}")
+        part = self._scope_of(mended.request)
+        shared = self._builder.share(resource.encoded, _scope(part.scope, part.schema_url))
+        return _ReadScope(shared, Anomaly.INVALID_UTF8 if resource.repaired or mended.repaired else 0, fault="")
+
+    def _run(self, run: Run, scope: _ReadScope) -> None:
+        if scope.shared is None:
+            for _ in range(run.children):
+                self._reject(scope.fault)
+        elif run.children == 1 or not self._read_run(run, scope.shared, scope.found):
+            for data in items(self._body, run):
+                self._item(data, scope.shared, scope.found)
+
+    def _read_run(self, run: Run, shared: Shared, found: int) -> bool:
+        """Hand a run of items to the builder; say whether protobuf takes it as a whole."""
+        piece = nested(SCOPE_PATH, memoryview(self._body)[run.start : run.end])
+        try:
+            request = self._schema.request.FromString(piece)
+        except DecodeError:
+            return False
+        for item in getattr(self._scope_of(request), self._schema.items):
+            self._add(self._index, item, found, shared)
+            self._index += 1
+        return True
+
+    def _item(self, data: bytes, shared: Shared, found: int) -> None:
+        mended = mend(self._parts.item, data, self._limits)
+        if mended.request is None:
+            self._reject(f"not decodable: {mended.fault}")
+            return
+        (item,) = getattr(self._scope_of(mended.request), self._schema.items)
+        self._add(self._index, item, Anomaly.INVALID_UTF8 if mended.repaired else found, shared)
+        self._index += 1
+
+    def _reject(self, reason: str) -> None:
+        self._builder.reject(self._index, reason)
+        self._index += 1
+
+    def _scope_of(self, request: Message) -> Any:  # noqa: ANN401 - either signal's scope
+        return getattr(getattr(request, self._schema.resources)[0], self._schema.scopes)[0]
 
 
 def _resource(resource: resource_pb2.Resource, schema_url: str) -> Resource:

@@ -14,8 +14,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from otel_pg_exporter.errors import UndecodableError
 from otel_pg_exporter.model import Anomaly, RowBatch, Signal
 from otel_pg_exporter.transcode import transcode
-from otel_pg_exporter.transcode.protobuf_wire import delimited, item_frame, resource_frame, scope_frame
-from otel_pg_exporter.transcode.salvage import salvage
+from otel_pg_exporter.transcode.framing import item_frame, resource_frame, scope_frame
+from otel_pg_exporter.transcode.protobuf_wire import delimited
 from tests.transcode.support import NOW, columns, log_request, nested, plan, read, resource_row, row, span, traces
 from tests.transcode.test_every_field import full
 
@@ -211,17 +211,6 @@ def test_random_bytes_raise_nothing_but_undecodable(data: bytes) -> None:
     for signal in Signal:
         with contextlib.suppress(UndecodableError):
             transcode(plan(signal), data, now_ns=NOW)
-
-
-@pytest.mark.parametrize("signal", list(Signal))
-def test_salvage_leaves_a_good_request_as_it_is(signal: Signal) -> None:
-    body = full(signal).SerializeToString()
-    salvaged = salvage(signal, body)
-
-    assert type(full(signal)).FromString(salvaged.body) == full(signal)
-    assert salvaged.items == (0,)
-    assert salvaged.repaired == frozenset()
-    assert salvaged.rejected == ()
 
 
 def test_ten_thousand_spans_around_a_bad_one_and_a_large_resource_are_salvaged() -> None:
