@@ -7,12 +7,11 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
-from otel_pg_exporter.errors import OverloadedError, TooLargeError, UndecodableError
+from otel_pg_exporter.errors import RefusedError, TooLargeError, UndecodableError
 from otel_pg_exporter.model import Anomaly, ColumnType, RowBatch, Signal, Table
 from otel_pg_exporter.transcode import transcode
 from otel_pg_exporter.transcode.copy_format import split as split_row
-from otel_pg_exporter.transcode.protobuf_wire import Field, MalformedError, delimited, fields, repair_utf8, split
-from otel_pg_exporter.transcode.salvage import salvage
+from otel_pg_exporter.transcode.protobuf_wire import Field, MalformedError, delimited, fields, repair_utf8
 from tests.transcode.support import NOW, Row, columns, plan, read
 from tests.transcode.test_every_field import REQUESTS
 
@@ -32,27 +31,6 @@ def check_logs(body: bytes) -> None:
     _check_transcode(Signal.LOGS, body)
 
 
-def check_salvage(body: bytes) -> None:
-    """Salvage parts every request into items that parse and items that are refused."""
-    for signal, request in REQUESTS.items():
-        whole = _parsed(signal, body)
-        try:
-            salvaged = salvage(signal, body)
-        except UndecodableError:
-            assert whole is None
-            continue
-        good = request.FromString(salvaged.body)
-        assert len(list(_items(signal, good))) == len(salvaged.items)
-        _check_partition(salvaged.items, [rejection.item for rejection in salvaged.rejected])
-        assert salvaged.repaired <= set(salvaged.items)
-        assert all(rejection.reason for rejection in salvaged.rejected)
-        again = salvage(signal, salvaged.body)
-        assert (again.items, again.repaired, again.rejected) == (tuple(range(len(salvaged.items))), frozenset(), ())
-        if whole is not None:
-            assert (salvaged.repaired, salvaged.rejected) == (frozenset(), ())
-            assert _known(good) == _known(whole)
-
-
 def check_wire_format(data: bytes) -> None:
     """Walk the bytes by hand: inside them, and no less tolerant than protobuf."""
     well_formed = True
@@ -60,7 +38,6 @@ def check_wire_format(data: bytes) -> None:
         _check_fields(data, list(fields(data, 0, len(data))))
     except MalformedError:
         well_formed = False
-    _check_split(data, well_formed=well_formed)
     for signal, request in REQUESTS.items():
         parses = _parsed(signal, data) is not None
         assert well_formed or not parses
@@ -71,13 +48,13 @@ def check_wire_format(data: bytes) -> None:
             assert not parses
             continue
         assert repaired == data or not parses
+        assert "UTF-8" not in _fault(signal, repaired)  # protobuf's message
         assert repair_utf8(repaired, descriptor, 0) == repaired
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "traces": check_traces,
     "logs": check_logs,
-    "salvage": check_salvage,
     "wire_format": check_wire_format,
 }
 
@@ -92,34 +69,29 @@ def _check_fields(data: bytes, walked: list[Field]) -> None:
             assert next(fields(again, 0, len(again))).number == field.number
 
 
-def _check_split(data: bytes, *, well_formed: bool) -> None:
-    try:
-        resources = split(data)
-    except MalformedError:
-        return
-    assert well_formed
-    items = [item for resource in resources for scope in resource.scopes for item in scope.items]
-    edges = [edge for item in items for edge in item]
-    assert edges == sorted(edges)
-    assert not edges or (edges[0] > 0 and edges[-1] <= len(data))
-
-
 def _check_transcode(signal: Signal, body: bytes) -> None:
     whole = _parsed(signal, body)
+    held: list[int] = []
     try:
-        batch = transcode(plan(signal), body, now_ns=NOW)
-    except UndecodableError:
-        assert whole is None, "protobuf can decode it"
+        batch = transcode(plan(signal), body, now_ns=NOW, hold=held.append)
+    except RefusedError as error:
+        _check_refusal(error, whole)
         return
-    except (TooLargeError, OverloadedError):
-        return
+    assert not held or (held, held[-1]) == (sorted(held), batch.size)
     _check_batch(batch, body)
     _check_cut_out(batch)
     if whole is not None:
         assert batch.item_count == len(list(_items(signal, whole)))
+        assert not any("not decodable" in rejection.reason for rejection in batch.rejected)
         # However a sender orders the fields of a message, and whatever else it says, the rows are the same.
         again = transcode(plan(signal), _known(whole), now_ns=NOW, request_id=batch.request_id)
         assert (again.rows, again.items, again.rejected) == (batch.rows, batch.items, batch.rejected)
+
+
+def _check_refusal(error: RefusedError, whole: Message | None) -> None:
+    """What protobuf can decode is refused for its size alone, or for its first item: that is the other signal's."""
+    assert isinstance(error, TooLargeError | UndecodableError)
+    assert whole is None or isinstance(error, TooLargeError) or str(error).startswith("the body holds ")
 
 
 def _check_batch(batch: RowBatch, body: bytes) -> None:
@@ -185,10 +157,26 @@ def _check_cut_out(batch: RowBatch) -> None:
     """Each item, as a request of its own, meets the same fate."""
     row_of = dict(zip(batch.items, batch.rows, strict=True))
     reason_of = {rejection.item: rejection.reason for rejection in batch.rejected}
-    for index in range(0, batch.item_count, max(1, batch.item_count // _CUT_OUT)):
-        alone = transcode(plan(batch.signal), batch.otlp(index), now_ns=NOW, request_id=batch.request_id)
+    table = columns().table(batch.signal)
+    for index in _sample(batch.item_count):
+        cut_out = batch.otlp(index)
+        parses = _parsed(batch.signal, cut_out) is not None
+        if index in row_of:
+            assert bool(read(table, row_of[index])["anomalies"] & Anomaly.INVALID_UTF8) != parses
+        else:
+            assert not (parses and "not decodable" in reason_of[index])
+        try:
+            alone = transcode(plan(batch.signal), cut_out, now_ns=NOW, request_id=batch.request_id)
+        except UndecodableError as error:
+            _check_refusal(error, REQUESTS[batch.signal]())
+            continue
         assert list(alone.rows) == ([row_of[index]] if index in row_of else [])
         assert [rejection.reason for rejection in alone.rejected] == ([reason_of[index]] if index in reason_of else [])
+
+
+def _sample(count: int) -> range:
+    """Choose some of so many items, since each repeats its resource and scope."""
+    return range(0, count, max(1, count // _CUT_OUT))
 
 
 def _check_partition(items: Any, rejected: Any) -> None:  # noqa: ANN401 - lists or tuples
@@ -232,10 +220,16 @@ def _integer(content: bytes | None) -> int:
 
 
 def _parsed(signal: Signal, body: bytes) -> Message | None:
+    return None if _fault(signal, body) else REQUESTS[signal].FromString(body)
+
+
+def _fault(signal: Signal, body: bytes) -> str:
+    """Return why protobuf refuses these bytes; an empty string when it does not."""
     try:
-        return REQUESTS[signal].FromString(body)
-    except DecodeError:
-        return None
+        REQUESTS[signal].FromString(body)
+    except DecodeError as error:
+        return str(error)
+    return ""
 
 
 def _items(signal: Signal, request: Any) -> Iterator[Message]:  # noqa: ANN401 - either signal's

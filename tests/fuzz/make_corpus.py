@@ -54,8 +54,16 @@ def _requests(signal: Signal) -> Iterator[tuple[str, bytes]]:
     yield "a-thousand-empty-resources", delimited(1, b"") * 1_000
     yield "broken-resource", delimited(1, delimited(1, b"\xff") + delimited(2, delimited(2, _item(signal)))) + whole
     yield "broken-scope", delimited(1, delimited(2, delimited(1, b"\xff") + delimited(2, _item(signal)))) + whole
+    for levels in (47, 48, 49):
+        for end, bottom in ("", b"\x18\x07"), ("-around-invalid-utf8", b"\x0a\x01\xff"):
+            yield (
+                f"deep-message-{levels}-arrays{end}",
+                enclosed([_item(signal) + _deep(signal, arrays(levels, bottom))]),
+            )
     group = varint(2**29 - 1 << 3 | 3) * 99 + varint(2**29 - 1 << 3 | 4) * 99
     yield "unknown-groups", group + enclosed([_item(signal) + group, _item(signal) + group[:-1]])
+    shallow = varint(19 << 3 | 3) * 97 + varint(19 << 3 | 4) * 97
+    yield "97-groups-in-an-item", enclosed([_item(signal) + shallow, _item(signal) + shallow + b"\x2a\x01\xff"])
 
 
 def _item(signal: Signal, *values: bytes) -> bytes:
@@ -67,6 +75,13 @@ def _item(signal: Signal, *values: bytes) -> bytes:
     keys = (f"k{index % 4}".encode() for index in range(len(values)))
     pairs = (delimited(1, key) + delimited(2, value) for key, value in zip(keys, values, strict=True))
     return item + b"".join(delimited(_ATTRIBUTES[signal], pair) for pair in pairs)
+
+
+def _deep(signal: Signal, value: bytes) -> bytes:
+    """Encode the field of an item in which a value may nest one level deeper or less deep than in an attribute."""
+    if signal is Signal.TRACES:  # an event's attribute
+        return delimited(11, delimited(3, delimited(1, b"k") + delimited(2, value)))
+    return delimited(5, value)  # the body
 
 
 def _broken() -> Iterator[tuple[str, bytes]]:

@@ -20,9 +20,8 @@ def kvlists(levels: int) -> bytes:
     return value
 
 
-def arrays(levels: int) -> bytes:
-    """Encode an AnyValue with so many arrays inside each other."""
-    value = b"\x18\x07"
+def arrays(levels: int, value: bytes = b"\x18\x07") -> bytes:
+    """Encode an AnyValue with so many arrays around another, the integer 7."""
     for _ in range(levels):
         value = delimited(5, delimited(1, value))
     return value
