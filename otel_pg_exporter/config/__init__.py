@@ -3,6 +3,7 @@
 from otel_pg_exporter.config.groups import (
     SDK_PREFIX,
     SERVER_PREFIX,
+    CoreSettings,
     DatabaseSettings,
     ExporterSettings,
     MappingSettings,
@@ -26,6 +27,7 @@ from otel_pg_exporter.config.loading import (
 __all__ = [
     "SDK_PREFIX",
     "SERVER_PREFIX",
+    "CoreSettings",
     "DatabaseSettings",
     "ExporterSettings",
     "MappingSettings",

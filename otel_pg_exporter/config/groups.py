@@ -44,6 +44,15 @@ class WriterSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CoreSettings:
+    """Which core makes rows: read from the environment alone, once, by all of a process."""
+
+    core: Literal["auto", "native", "python"] = setting(
+        "auto", "which core makes rows; auto: native where there is one"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MappingSettings:
     """Which columns there are, and which times belong to them."""
 

@@ -45,6 +45,7 @@ class PickSource(NamedTuple):
 class Pick:
     """A column whose value is searched for: the first source with a fitting value wins."""
 
+    type: ColumnType
     sources: tuple[PickSource, ...]
     fit: Callable[[Any], Fitted | None]
     max_bytes: int | None
@@ -67,10 +68,19 @@ class Pick:
         return (field, 0) if self.max_bytes is None else self.fit(value.decode())
 
 
+class Positions(NamedTuple):
+    """Where in the vector of fields the row's, the key's and the sums' fields stand."""
+
+    columns: tuple[int, ...]
+    key: tuple[int, ...]
+    sums: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowPlan:
     """How one table's rows are made from the vector of fields."""
 
+    positions: Positions
     header: bytes
     columns: Callable[[Fields], Fields]  # the row's fields in column order
     key: Callable[[Fields], Fields]
@@ -121,21 +131,21 @@ def _compile(table: Table, item: str | None, shared: tuple[str, ...]) -> RowPlan
     _extend(position, [(message, name) for message in shared for name in FIELDS[message]])
     _extend(position, [("", column.name) for column in shared_columns])
 
-    def of(columns: Sequence[Column]) -> Callable[[Fields], Fields]:
+    def of(columns: Sequence[Column]) -> tuple[int, ...]:
         direct = [column.sources[0] if _is_direct(column) else None for column in columns]
-        return _getter(
-            [
-                position["", column.name] if source is None else position[source.message, source.field]
-                for column, source in zip(columns, direct, strict=True)
-            ]
+        return tuple(
+            position["", column.name] if source is None else position[source.message, source.field]
+            for column, source in zip(columns, direct, strict=True)
         )
 
+    positions = Positions(of(table.columns), of(table.key), of(table.sums))
     service_name = position.get(("", "service_name"), -1) - shared_start
     return RowPlan(
+        positions=positions,
         header=copy_format.header(len(table.columns)),
-        columns=of(table.columns),
-        key=of(table.key),
-        sums=of(table.sums),
+        columns=_getter(positions.columns),
+        key=_getter(positions.key),
+        sums=_getter(positions.sums),
         item_picks=tuple(_pick(column) for column in item_columns),
         shared_picks=tuple(_pick(column) for column in shared_columns),
         picks_by_key=_picks_by_key(item_columns, item),
@@ -159,12 +169,12 @@ def _extend(position: dict[tuple[str, str], int], names: list[tuple[str, str]]) 
         position[name] = len(position)
 
 
-def _getter(positions: list[int]) -> Callable[[Fields], Fields]:
+def _getter(positions: tuple[int, ...]) -> Callable[[Fields], Fields]:
     """Return `itemgetter`, but one that yields a tuple for no and for one position, too."""
     match positions:
-        case []:
+        case ():
             return lambda _fields: ()
-        case [only]:
+        case (only,):
             return lambda fields: (fields[only],)
         case _:
             return itemgetter(*positions)
@@ -180,7 +190,8 @@ def _picks_by_key(columns: Sequence[Column], item: str | None) -> dict[str, tupl
 
 def _pick(column: Column) -> Pick:
     fit = _fit_text(column.max_bytes) if column.type is ColumnType.TEXT else _FIT.get(column.type, _fit_nothing)
-    return Pick(sources=tuple(_pick_source(source) for source in column.sources), fit=fit, max_bytes=column.max_bytes)
+    sources = tuple(_pick_source(source) for source in column.sources)
+    return Pick(type=column.type, sources=sources, fit=fit, max_bytes=column.max_bytes)
 
 
 def _pick_source(source: Source) -> PickSource:

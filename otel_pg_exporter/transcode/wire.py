@@ -41,7 +41,7 @@ _SCHEMAS = {
     Signal.TRACES: _Schema(ExportTraceServiceRequest, "resource_spans", "scope_spans", "spans"),
     Signal.LOGS: _Schema(ExportLogsServiceRequest, "resource_logs", "scope_logs", "log_records"),
 }
-_LIMITS = Limits()
+LIMITS = Limits()
 
 
 def transcode(
@@ -51,7 +51,7 @@ def transcode(
     now_ns: int,
     request_id: bytes | None = None,
     hold: Hold = unbounded,
-    limits: Limits = _LIMITS,
+    limits: Limits = LIMITS,
 ) -> RowBatch:
     """Make rows of an OTLP export request.
 
@@ -60,13 +60,20 @@ def transcode(
     else whatever the body holds.
     """
     if request_id is None:
-        request_id = hashlib.blake2b(plan.signal.value.encode() + body, digest_size=16).digest()
+        request_id = identify(plan.signal, body)
     builder = RowBuilder(plan, request_id=request_id, now_ns=now_ns, hold=lambda size: hold(len(body) + size))
     check_signal(plan.signal, body)
     if len(body) > limits.piece_bytes or not _read_whole(builder, plan.signal, body):
         check_frame(body, parts=limits.parts, piece_bytes=limits.piece_bytes)
         _Pieces(builder, plan.signal, body, limits).read()
     return builder.finish(otlp=OneItemRequests(body), held=len(body))
+
+
+def identify(signal: Signal, body: bytes) -> bytes:
+    """Return a request's id, unless it comes with one."""
+    identity = hashlib.blake2b(signal.value.encode(), digest_size=16)
+    identity.update(body)
+    return identity.digest()
 
 
 def _read_whole(builder: RowBuilder, signal: Signal, body: bytes) -> bool:
