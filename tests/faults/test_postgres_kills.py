@@ -35,7 +35,22 @@ _GATES = f"""
     CREATE CONSTRAINT TRIGGER gate AFTER INSERT ON otel.ingest_requests
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION otel.gate({_COMMIT});
 """
-_HELD = "SELECT pid FROM pg_stat_activity WHERE query LIKE %s AND state = 'active' AND wait_event = %s"
+_HELD = """
+    SELECT pid FROM pg_stat_activity WHERE query ~ %s AND state = 'active' AND wait_event = %s
+"""
+
+
+def _connect(dsn: str) -> psycopg.Connection[tuple[int]]:
+    """Connect to a server that may be recovering still."""
+    connections: list[psycopg.Connection[tuple[int]]] = []
+
+    def attempt() -> bool:
+        with contextlib.suppress(psycopg.OperationalError):
+            connections.append(psycopg.connect(dsn, autocommit=True))
+        return bool(connections)
+
+    wait_until(attempt, timeout=60)
+    return connections[0]
 
 
 def _wait_for_backend(connection: psycopg.Connection[tuple[int]], statement: str, wait_event: str) -> int:
@@ -43,7 +58,7 @@ def _wait_for_backend(connection: psycopg.Connection[tuple[int]], statement: str
     found: set[int] = set()
 
     def look() -> bool:
-        found.update(backend for (backend,) in connection.execute(_HELD, [f"{statement}%", wait_event]))
+        found.update(backend for (backend,) in connection.execute(_HELD, [statement, wait_event]))
         return bool(found)
 
     wait_until(look, timeout=60)
@@ -53,10 +68,11 @@ def _wait_for_backend(connection: psycopg.Connection[tuple[int]], statement: str
 @contextlib.contextmanager
 def held(dsn: str, gate: int) -> Iterator[int]:
     """Hold every COPY, or every COMMIT, as soon as it has begun; yield the process id of such a backend."""
-    connection: psycopg.Connection[tuple[int]] = psycopg.connect(dsn, autocommit=True)
+    connection = _connect(dsn)
     try:
         connection.execute("SELECT pg_advisory_lock(%s)", [gate])
-        yield _wait_for_backend(connection, "COPY " if gate == _COPY else "COMMIT", "advisory")
+        # INSERT: rows may take the way by a temporary table.
+        yield _wait_for_backend(connection, "^(COPY|INSERT)" if gate == _COPY else "^COMMIT", "advisory")
     finally:
         connection.close()  # if it is not dead already; with it goes the lock
 
@@ -159,8 +175,8 @@ def test_a_commit_that_waits_for_a_missing_standby_is_not_acknowledged_and_not_d
             for _ in range(rounds):
                 running.wait_for_more()
                 _expect_standby(dsn, "nobody")
-                with psycopg.connect(dsn, autocommit=True) as connection:
-                    backend = _wait_for_backend(connection, "COMMIT", "SyncRep")
+                with _connect(dsn) as connection:
+                    backend = _wait_for_backend(connection, "^COMMIT", "SyncRep")
                 before = service.counts().stored
                 harm(server, backend, running)
                 running.wait_for_more()
@@ -171,7 +187,7 @@ def test_a_commit_that_waits_for_a_missing_standby_is_not_acknowledged_and_not_d
 
 
 def _expect_standby(dsn: str, name: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with _connect(dsn) as connection:
         connection.execute("SET synchronous_commit = local")
         connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'".encode())
         connection.execute("SELECT pg_reload_conf()")
