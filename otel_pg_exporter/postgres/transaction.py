@@ -24,6 +24,9 @@ from otel_pg_exporter.postgres.merge import Merged, Tally
 from otel_pg_exporter.postgres.sqlstate import Verdict, classify, reason
 from otel_pg_exporter.transcode.copy_format import control_row
 
+_LETTERS_SLICE = 4 * 2**20  # bytes of dead letters in one statement, which holds them three times
+_LETTER_OVERHEAD = 500  # bytes that one takes beside its item and reason
+
 
 class Method(enum.Enum):
     """How rows go into their table, from the quickest to the most forgiving."""
@@ -175,10 +178,10 @@ class Transaction:
         return self._insert(self._table.insert_staged, ())
 
     def _copy(self, statement: bytes, rows: Sequence[int]) -> None:
-        data = statements.copy_data(map(self._merged.rows.__getitem__, rows))
-        self._bytes += len(data)
         with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
-            copy.write(data)
+            for data in statements.copy_data(map(self._merged.rows.__getitem__, rows)):
+                self._bytes += len(data)
+                copy.write(data)
 
     def _insert(self, statement: bytes, arrays: Sequence[statements.Array]) -> frozenset[bytes] | None:
         with self._connection.cursor(binary=True) as cursor:
@@ -275,23 +278,38 @@ class Transaction:
         self._execute(self._compiled.upsert_traces, traces.parameters(sums, self._compiled.sum_count))
 
     def _put_dead_letters(self) -> None:
+        """Keep what was refused; in slices, since each letter repeats its resource and scope."""
         self.phase = "dead letters"
-        letters = [
-            (
-                batch.signal.value.encode(),
-                batch.request_id,
-                struct.pack("!q", rejection.item),
-                rejection.reason.encode(),
-                None if rejection.sqlstate is None else rejection.sqlstate.encode(),
-                batch.otlp(rejection.item),
-            )
+        refused = [
+            (batch, rejection)
             for index, batch in enumerate(self._merged.batches)
             if index not in self._tally.replayed and index not in self._tally.coalesced
             for rejection in self._tally.rejections(index)
         ]
+        refused.sort(key=lambda each: (each[0].request_id, each[1].item))
+        letters: list[Sequence[bytes | None]] = []
+        size = 0
+        for batch, rejection in refused:
+            otlp = batch.otlp(rejection.item)
+            letters.append(
+                (
+                    batch.signal.value.encode(),
+                    batch.request_id,
+                    struct.pack("!q", rejection.item),
+                    rejection.reason.encode(),
+                    None if rejection.sqlstate is None else rejection.sqlstate.encode(),
+                    otlp,
+                )
+            )
+            size += len(otlp) + len(rejection.reason) + _LETTER_OVERHEAD
+            if size >= _LETTERS_SLICE:
+                self._insert_dead_letters(letters)
+                letters, size = [], 0
         if letters:
-            letters.sort(key=lambda letter: letter[1:3])
-            self._execute(self._compiled.insert_dead_letters, statements.arrays(statements.DEAD_LETTER_TYPES, letters))
+            self._insert_dead_letters(letters)
+
+    def _insert_dead_letters(self, letters: Sequence[Sequence[bytes | None]]) -> None:
+        self._execute(self._compiled.insert_dead_letters, statements.arrays(statements.DEAD_LETTER_TYPES, letters))
 
     def _amend_requests(self, outcomes: Sequence[Outcome]) -> None:
         """Correct the ledger for requests that lost items here: a retry must hear the same answer."""

@@ -16,8 +16,8 @@ import grpc
 
 from otel_pg_exporter.config import ReceiverSettings
 from otel_pg_exporter.errors import ExporterError, StartupError, UndecodableError
-from otel_pg_exporter.model import Outcome, Signal
-from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate, SizeEstimate
+from otel_pg_exporter.model import Hold, Outcome, Signal
+from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate, Reservation, SizeEstimate
 from otel_pg_exporter.receiver.body_deadline import BodyDeadline
 from otel_pg_exporter.receiver.endpoint import check_free, parse_endpoint
 from otel_pg_exporter.receiver.health import Health
@@ -40,8 +40,8 @@ _METRICS_SERVICE = "opentelemetry.proto.collector.metrics.v1.MetricsService"
 # Threads beyond `max_calls`, for what never waits: refusals and health checks.
 _RESERVE_THREADS = 16
 
-# A body that waits for its commit is held once as it came and once as rows of about its size; protobuf's objects add
-# up to 2.8 times the body (measured: 5 short attributes a span), but only while it is transcoded.
+# A body that waits for its commit is held once as it came and once as rows of about its size; a third time for what
+# decoding and COPY take meanwhile. Rows that take more are reported as they grow.
 _MEMORY_FACTOR = 3
 
 # The least that a call with an unread body is reckoned to hold: its HTTP/2 window.
@@ -74,7 +74,7 @@ class GrpcServer:
     """Serves OTLP/gRPC: admits a call, reads its body, hands it to `export`, and answers with what became of it.
 
     `export` is called in the call's thread, many at a time, and must not wait for ever; it raises ExporterError for a
-    whole request. A call's reservation in `budget` lasts until `export` returns.
+    whole request. A call's reservation in `budget` lasts until `export` returns, and grows by the `Hold` it is given.
 
     On a shared port (`reuse_port`) a connection lives for `connection_age` seconds, give or take 10 %. Then its client
     is told by GOAWAY to open another, which after a stop has begun leads to the next process.
@@ -82,7 +82,7 @@ class GrpcServer:
 
     def __init__(
         self,
-        export: Callable[[Signal, bytes], Outcome],
+        export: Callable[[Signal, bytes, Hold], Outcome],
         budget: ByteBudget,
         settings: ReceiverSettings,
         *,
@@ -163,13 +163,13 @@ class GrpcServer:
         while count_connections(self._port) and (left := deadline - time.monotonic()) > 0:
             pause.wait(min(_LOOK_INTERVAL, left))
 
-    def _add(self, service: str, take: Callable[[bytes], bytes]) -> None:
+    def _add(self, service: str, take: Callable[[bytes, Hold], bytes]) -> None:
         """Register `service` with its one method, Export; `take` turns a request's body into a response's."""
         method = grpc.stream_unary_rpc_method_handler(functools.partial(self._handle, take))
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {"Export": method})])
 
     def _handle(
-        self, take: Callable[[bytes], bytes], messages: Iterator[bytes], context: grpc.ServicerContext
+        self, take: Callable[[bytes, Hold], bytes], messages: Iterator[bytes], context: grpc.ServicerContext
     ) -> bytes:
         """Serve one call."""
         # The status is made inside the `except` blocks, and no exception is kept: its traceback holds the body, and a
@@ -185,7 +185,9 @@ class GrpcServer:
             status = grpc_status(self._unexpected.judge(exc, None))
         return _abort(context, status)
 
-    def _admit(self, take: Callable[[bytes], bytes], messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    def _admit(
+        self, take: Callable[[bytes, Hold], bytes], messages: Iterator[bytes], context: grpc.ServicerContext
+    ) -> bytes:
         with (
             self._gate.enter(),
             self._budget.reserve(self._estimate.value, timeout=_ADMISSION_TIMEOUT) as reservation,
@@ -201,15 +203,20 @@ class GrpcServer:
             self._estimate.learn(size)
             reservation.correct(size)
             try:
-                return take(body)
+                return take(body, functools.partial(self._hold, reservation))
             except ExporterError:
                 raise
             except Exception as exc:
                 raise self._unexpected.judge(exc, body) from exc
 
+    def _hold(self, reservation: Reservation, size: int) -> None:
+        """Reserve as much as a request is known to hold by now; capped as above, and never less than before."""
+        if (size := min(size, self._budget.limit)) > reservation.size:
+            reservation.correct(size)
 
-def _export(export: Callable[[Signal, bytes], Outcome], signal: Signal, body: bytes) -> bytes:
-    return response(export(signal, body))
+
+def _export(export: Callable[[Signal, bytes, Hold], Outcome], signal: Signal, body: bytes, hold: Hold) -> bytes:
+    return response(export(signal, body, hold))
 
 
 def _abort(context: grpc.ServicerContext, status: GrpcStatus) -> NoReturn:
