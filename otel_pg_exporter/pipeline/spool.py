@@ -71,6 +71,10 @@ class Spool:
         """What is in the spool."""
         return self._run(lambda file: file.level)
 
+    def items(self, signal: Signal) -> int:
+        """Count the items of one signal, set aside or not."""
+        return self._run(lambda file: file.items(signal))
+
     def append(self, record: SpoolRecord) -> bool:
         """Return True once the request is fsynced; False if it was in the spool already, and is no second time.
 

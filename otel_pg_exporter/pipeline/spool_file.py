@@ -158,6 +158,10 @@ class SpoolFile:
             )
         return False
 
+    def items(self, signal: Signal) -> int:
+        """Count the items of one signal, set aside or not."""
+        return self._figure(f"SELECT sum(item_count) FROM requests WHERE signal = '{signal.value}'") or 0
+
     def oldest(
         self, signal: Signal, *, max_items: int, max_bytes: int, without: Collection[int] = ()
     ) -> list[StoredRecord]:
