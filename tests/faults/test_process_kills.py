@@ -27,7 +27,7 @@ class House:
     """A `serve` on one port, with one spool, that is started again whenever it was killed."""
 
     def __init__(self, serve: StartServing, folder: Path, proxy: Proxy) -> None:
-        self.address = f"127.0.0.1:{_free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
         self.proxy = proxy
         self._serve = serve
         self._spool = folder / "spool"
@@ -51,7 +51,7 @@ class House:
         return any(file.stat().st_size > 100_000 for file in self._spool.rglob("spool.db-wal"))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a free port that no client gets by chance while it is not listened on."""
     for port in random.sample(range(20_000, 30_000), 100):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
