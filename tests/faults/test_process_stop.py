@@ -17,7 +17,7 @@ from tests.support import wait_until
 
 _CLIENTS = 24
 _ITEMS = 20  # in one request
-_SHUTDOWN_TIMEOUT = 10.0  # seconds
+_SHUTDOWN_TIMEOUT = 5.0  # seconds
 _MARGIN = 10.0  # seconds that a process may need to end beside others
 
 
