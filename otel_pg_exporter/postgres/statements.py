@@ -114,8 +114,9 @@ def begin(settings: DatabaseSettings) -> sql.Composed:
     }
     if settings.synchronous_commit != "server":
         limits["synchronous_commit"] = settings.synchronous_commit
-    # Said in full: the user's default_transaction_* settings are made for other work.
-    parts: list[sql.Composable] = [sql.SQL("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")]
+    # The level is said in full, since the user's default is made for other work; READ WRITE is not, since a server that
+    # was made read-only, because its disk fills up or another one takes over, is to be left alone.
+    parts: list[sql.Composable] = [sql.SQL("BEGIN ISOLATION LEVEL READ COMMITTED")]
     parts += [sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(name), value) for name, value in limits.items()]
     return sql.SQL("; ").join(parts)
 

@@ -73,11 +73,6 @@ def test_a_deployment_error_names_its_remedy() -> None:
     assert "docs/roles.md" in str(unavailable(error("42501"), phase="spans", broken=False))
 
 
-def test_a_standby_is_no_deployment_error() -> None:
-    assert type(unavailable(error("0A000"), phase="BEGIN", broken=False)) is OutageError
-    assert type(unavailable(error("0A000"), phase="spans", broken=False)) is DeploymentError
-
-
 def copy_numbers(connection: psycopg.Connection[tuple[Any, ...]], numbers: Sequence[int]) -> None:
     with connection.cursor() as cursor, cursor.copy("COPY numbers FROM STDIN (FORMAT BINARY)") as copy:
         copy.set_types(["int4"])
