@@ -12,11 +12,15 @@ from otel_pg_exporter.errors import OverloadedError
 class ByteBudget:
     """The bytes that all requests in flight may hold together.
 
-    `_changed` guards `_level`, with it the size of every reservation, and `_waiting`.
+    `spare` of them are for small reservations alone, those of at most a quarter of it: a few large requests would else
+    shut all small ones out. `_changed` guards `_level`, with it the size of every reservation, and `_waiting`.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, spare: int = 0) -> None:
         self.limit = limit
+        self.largest = limit - spare
+        """The largest reservation that there may be."""
+        self._small = spare // 4
         self._level = 0
         self._waiting = 0
         self._changed = threading.Condition()
@@ -32,9 +36,10 @@ class ByteBudget:
         Raises OverloadedError, with nothing reserved, when they don't fit within `timeout` seconds.
         """
         with self._changed:
-            if timeout > 0 and self._level + size > self.limit:
+            ceiling = self._ceiling(size)
+            if timeout > 0 and self._level + size > ceiling:
                 self._waiting += 1
-                self._changed.wait_for(lambda: self._level + size <= self.limit, timeout)
+                self._changed.wait_for(lambda: self._level + size <= ceiling, timeout)
                 self._waiting -= 1
             self._change(0, size)
         return Reservation(self, size)
@@ -44,13 +49,16 @@ class ByteBudget:
         if new < 0:
             raise ValueError(f"cannot reserve {new} bytes")
         level = self._level - old + new
-        if new > old and level > self.limit:
+        if new > old and level > self._ceiling(new):
             raise OverloadedError(
                 f"memory budget is full: {self._level - old:,} of {self.limit:,} bytes are in use, {new:,} more needed"
             )
         self._level = level
         if new < old and self._waiting:
             self._changed.notify_all()
+
+    def _ceiling(self, size: int) -> int:
+        return self.limit if size <= self._small else self.largest
 
 
 class Reservation:

@@ -18,7 +18,7 @@ from otel_pg_exporter.config import ReceiverSettings
 from otel_pg_exporter.errors import ExporterError, StartupError, UndecodableError
 from otel_pg_exporter.model import Hold, Outcome, Signal
 from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate, Reservation, SizeEstimate
-from otel_pg_exporter.receiver.body_deadline import BodyDeadline
+from otel_pg_exporter.receiver.body_watch import BodyWatch
 from otel_pg_exporter.receiver.endpoint import check_free, parse_endpoint
 from otel_pg_exporter.receiver.health import Health
 from otel_pg_exporter.receiver.metrics import refuse_metrics
@@ -51,6 +51,10 @@ _LEAST_ESTIMATE = 2**16
 # last bodies were huge, or stall. Of 96 posts of 40 MiB by 24 senders, 85 were stored with a quarter and 30 with an
 # eighth: then bodies are let in that don't fit once their size is known.
 _LARGEST_ESTIMATE = 1 / 4
+
+# Bodies that are still being read are larger than the estimate when senders that were small so far all turn large at
+# once. So beyond this many times the budget of resident memory all but a few of them are given up.
+_CROWDED = 2
 
 # Seconds that a call waits for a place in the byte budget. Its body is not read meanwhile, so HTTP/2's flow control
 # holds its sender back: that smooths bursts without a refusal, which some exporters (Node's) answer by dropping.
@@ -94,7 +98,7 @@ class GrpcServer:
         self._endpoint = parse_endpoint(settings.grpc_endpoint, setting=ENDPOINT_SETTING)
         self._estimate = SizeEstimate(floor=_LEAST_ESTIMATE, cap=int(budget.limit * _LARGEST_ESTIMATE))
         self._gate = CallGate(settings.max_calls)
-        self._body_deadline = BodyDeadline(body_timeout)
+        self._bodies = BodyWatch(body_timeout, memory_limit=budget.limit * _CROWDED)
         self._unexpected = UnexpectedErrors()
         self._health = Health([*_SERVICES.values(), _METRICS_SERVICE])
         self._threads = ThreadPoolExecutor(settings.max_calls + _RESERVE_THREADS, thread_name_prefix="otlp-grpc")
@@ -120,7 +124,7 @@ class GrpcServer:
                 f"cannot listen on {self._endpoint}; choose another with {ENDPOINT_SETTING}: {exc}"
             ) from exc
         self._server.start()
-        self._body_deadline.start()
+        self._bodies.start()
         self._port = port
         return port
 
@@ -147,7 +151,7 @@ class GrpcServer:
         self._gate.close()
         finished = self._gate.wait_idle(max(0.0, deadline - time.monotonic()))
         self._server.stop(_FLUSH_TIMEOUT if finished else None).wait()
-        self._body_deadline.stop()
+        self._bodies.stop()
         # Handlers that outlive the grace period end with their export's own timeout; nobody waits for them here.
         self._threads.shutdown(wait=finished)
 
@@ -192,14 +196,14 @@ class GrpcServer:
             self._gate.enter(),
             self._budget.reserve(self._estimate.value, timeout=_ADMISSION_TIMEOUT) as reservation,
         ):
-            with self._body_deadline.watch(context):
+            with self._bodies.watch(context):
                 # A second message is not looked for, as in gRPC's own unary methods: that took another 140 µs a call
                 # where a whole call took 620, and no client's unary stub can send one.
                 body = next(messages, None)
             if body is None:
                 raise UndecodableError("the call brought no message; Export takes exactly one")
             # Capped, or a body that `max_request_bytes` allows could never be taken under a small budget.
-            size = min(len(body) * _MEMORY_FACTOR, self._budget.limit)
+            size = min(len(body) * _MEMORY_FACTOR, self._budget.largest)
             self._estimate.learn(size)
             reservation.correct(size)
             try:
@@ -211,7 +215,7 @@ class GrpcServer:
 
     def _hold(self, reservation: Reservation, size: int) -> None:
         """Reserve as much as a request is known to hold by now; capped as above, and never less than before."""
-        if (size := min(size, self._budget.limit)) > reservation.size:
+        if (size := min(size, self._budget.largest)) > reservation.size:
             reservation.correct(size)
 
 

@@ -190,3 +190,19 @@ def test_a_closed_gate_refuses_new_calls_and_waits_for_those_inside() -> None:
     inside.__exit__(None, None, None)
     waiter.join()
     assert idle == [True]
+
+
+def test_large_reservations_leave_the_spare_bytes_to_small_ones() -> None:
+    budget = ByteBudget(1000, spare=100)
+    assert budget.largest == 900
+    large = budget.reserve(880)
+    with pytest.raises(OverloadedError):
+        budget.reserve(26)
+    small = [budget.reserve(25) for _ in range(4)]
+    assert budget.level == 980
+    with pytest.raises(OverloadedError):
+        budget.reserve(25)
+    with pytest.raises(OverloadedError):
+        small[0].correct(26)
+    large.release()
+    assert budget.reserve(26).size == 26
