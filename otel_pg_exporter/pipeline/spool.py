@@ -49,8 +49,8 @@ class Spool:
             self._file = self._open()
         except (OSError, sqlite3.Error) as exc:
             raise StartupError(
-                f"the spool {self._path} cannot be opened: {exc}; choose another folder with --spool-dir, "
-                "or do without with --no-spool"
+                f"the spool {self._path} cannot be opened: {exc}; choose another spool_dir, or do without "
+                "a spool"
             ) from exc
 
     def close(self) -> SpoolLevel:

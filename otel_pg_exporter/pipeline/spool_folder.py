@@ -28,7 +28,7 @@ import platformdirs
 from otel_pg_exporter.errors import StartupError
 from otel_pg_exporter.pipeline.spool import CORRUPT_FILES
 
-_OTHER_FOLDER = "choose another folder with --spool-dir, or do without with --no-spool"
+_OTHER_FOLDER = "choose another spool_dir, or do without a spool"
 _LOCK_NAME = "lock"
 
 
