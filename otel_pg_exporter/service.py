@@ -322,13 +322,19 @@ class Service:
         return jobs
 
     def _adopt(self) -> None:
+        spool, failed = self._spool, None
+        if spool is None or spool.level.bytes * 2 > self._settings.spool.spool_max_bytes:
+            return  # others' requests are safe where they are until ours are written
         for folder in self._folders.of_dead_processes():
             try:
-                if self._spool is not None:
-                    self._recovered(self._spool.adopt(Spool(folder.path, max_bytes=sys.maxsize)))
-                    self._folder.take_corrupt_files(folder)
+                self._recovered(spool.adopt(Spool(folder.path, max_bytes=sys.maxsize)))
+                self._folder.take_corrupt_files(folder)
+            except StartupError as exc:  # not to keep the other folders waiting
+                failed = exc
             finally:
                 folder.release()
+        if failed is not None:
+            raise failed
 
     def _prepare_tables_late(self) -> None:
         if not self._prepared:
