@@ -5,6 +5,7 @@ counts of resource and scope. Here they keep their true values.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from opentelemetry.sdk._logs import ReadableLogRecord
@@ -61,6 +62,25 @@ def transcode(
         except Exception as error:  # noqa: BLE001 - an application's objects may raise anything; neighbours must not pay
             builder.reject(index, _unreadable(error))
     return builder.finish(otlp=lambda index: _one_item_request(items[index]), held=len(items) * _HELD_BYTES)
+
+
+def otlp_request(items: Sequence[ReadableSpan] | Sequence[ReadableLogRecord]) -> bytes:
+    """Encode the SDK's spans or log records as one OTLP export request, in their order.
+
+    What OTLP can't hold is replaced (see `otlp`); an item of which nothing can be read is there with the reason.
+    """
+    return b"".join([_group_request(list(group)) for _, group in groupby(items, _surroundings_of)])
+
+
+def _surroundings_of(item: ReadableSpan | ReadableLogRecord) -> tuple[int, int]:
+    return id(item.resource), id(item.instrumentation_scope)
+
+
+def _group_request(items: Sequence[ReadableSpan | ReadableLogRecord]) -> bytes:
+    try:
+        return _request(items)
+    except Exception:  # noqa: BLE001 - one of them is to blame, and the others must not pay
+        return b"".join(map(_one_item_request, items))
 
 
 class _NestingError(ValueError):
@@ -245,19 +265,27 @@ def _flags(context: SpanContext | None, remote: SpanContext | None) -> int:
 
 
 def _one_item_request(item: ReadableSpan | ReadableLogRecord) -> bytes:
-    # Needs protobuf, which the hot path does without.
-    from otel_pg_exporter.transcode.otlp import one_item_request
-
     try:
-        values = _span(item) if isinstance(item, ReadableSpan) else _log_record(item)
-        return one_item_request(_resource(item.resource), _scope(item.instrumentation_scope), values)
-    except Exception as error:  # noqa: BLE001 - see transcode; the dead letter then holds at least the reason
-        text = _unreadable(error)
-        if isinstance(item, ReadableSpan):
-            values = Span(b"", b"", b"", "", 0, text, 0, 0, "", 0, 0, {}, 0, (), 0, (), 0, 0)
-        else:
-            values = LogRecord(0, 0, 0, "", "", text, {}, 0, 0, b"", b"", 0)
-        return one_item_request(Resource({}, 0, (), "", 0), _scope(None), values)
+        return _request([item])
+    except Exception as error:  # noqa: BLE001 - see transcode; what is kept then holds at least the reason
+        return _placeholder(item, _unreadable(error))
+
+
+def _request(items: Sequence[ReadableSpan | ReadableLogRecord]) -> bytes:
+    # Needs protobuf, which the hot path does without.
+    from otel_pg_exporter.transcode.otlp import export_request
+
+    values: Any = [_span(item) if isinstance(item, ReadableSpan) else _log_record(item) for item in items]
+    return export_request(_resource(items[0].resource), _scope(items[0].instrumentation_scope), values)
+
+
+def _placeholder(item: ReadableSpan | ReadableLogRecord, text: str) -> bytes:
+    from otel_pg_exporter.transcode.otlp import export_request
+
+    values: Any = LogRecord(0, 0, 0, "", "", text, {}, 0, 0, b"", b"", 0)
+    if isinstance(item, ReadableSpan):
+        values = Span(b"", b"", b"", "", 0, text, 0, 0, "", 0, 0, {}, 0, (), 0, (), 0, 0)
+    return export_request(Resource({}, 0, (), "", 0), _scope(None), [values])
 
 
 def _unreadable(error: Exception) -> str:
