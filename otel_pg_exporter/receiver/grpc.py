@@ -60,6 +60,9 @@ _CROWDED = 2
 # holds its sender back: that smooths bursts without a refusal, which some exporters (Node's) answer by dropping.
 _ADMISSION_TIMEOUT = 1.0
 
+# Seconds that one request at a time waits for room for its rows: until those before it are committed or spooled.
+_GROWTH_TIMEOUT = 10.0
+
 # Seconds for the last answers to leave and for health watchers to be told, once no export is in flight any more.
 _FLUSH_TIMEOUT = 1.0
 
@@ -216,7 +219,7 @@ class GrpcServer:
     def _hold(self, reservation: Reservation, size: int) -> None:
         """Reserve as much as a request is known to hold by now; capped as above, and never less than before."""
         if (size := min(size, self._budget.largest)) > reservation.size:
-            reservation.correct(size)
+            reservation.correct(size, timeout=_GROWTH_TIMEOUT)
 
 
 def _export(export: Callable[[Signal, bytes, Hold], Outcome], signal: Signal, body: bytes, hold: Hold) -> bytes:
