@@ -9,7 +9,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -151,6 +151,16 @@ def logs_request(ledger: Ledger, *, client: int, number: int, count: int, poison
     )
 
 
+def more_spans(ledger: Ledger, traces: Iterable[bytes]) -> Request:
+    """Return one span more for each of these traces."""
+    group = (request := ExportTraceServiceRequest()).resource_spans.add()
+    names = []
+    for trace in traces:
+        names.append(f"{ledger.name}.more.{trace.hex()}")
+        group.scope_spans.add().spans.append(_span(names[-1], trace, root=False))
+    return Request(signal=Signal.TRACES, body=request.SerializeToString(), items=tuple(names))
+
+
 def _bytes(text: str, size: int) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=size).digest()
 
@@ -173,6 +183,11 @@ class Load:
         wanted = len(self.ledger.acknowledged) + requests
         wait_until(lambda: len(self.ledger.acknowledged) >= wanted or self._failed(), timeout)
         self._raise_failures()
+
+    def deliver(self, request: Request) -> None:
+        """Send one request more until it is acknowledged."""
+        with contextlib.ExitStack() as stack:
+            self._deliver([stack.enter_context(_sender(address)) for address in self._addresses], request)
 
     def stop(self, patience: float) -> None:
         """Send no new requests; those in hand for at most `patience` seconds more. Raise what a client failed with."""
