@@ -40,7 +40,7 @@ def cramped(binaries: Path) -> Iterator[EmbeddedServer]:
 
 @pytest.fixture
 def spool_disk() -> Iterator[Path]:
-    with small_disk(24) as folder:
+    with small_disk(16) as folder:
         yield folder
 
 
@@ -91,6 +91,21 @@ def test_a_spool_whose_disk_is_full_asks_senders_to_come_again_and_loses_nothing
                 assert_refused_for_now(ledger, service)
             running.wait_for_more()  # on the disk that has space again
             assert service.counts().in_spool > 0
+            proxy.up()
+            running.wait_for_more()
+        judge(prepared, ledger, services=[service])
+
+
+def test_a_spool_that_has_filled_its_disk_by_itself_gets_empty_when_postgresql_is_back(
+    prepared: str, spool_disk: Path, receive: Receive
+) -> None:
+    ledger = Ledger()
+    with proxy_for(prepared) as proxy:
+        service = receive(proxy.dsn, spool=SpoolSettings(spool_dir=spool_disk / "spool"))
+        with load(ledger, str(service.grpc_endpoint), items=200) as running:
+            running.wait_for_more()
+            proxy.refuse()
+            assert_refused_for_now(ledger, service)
             proxy.up()
             running.wait_for_more()
         judge(prepared, ledger, services=[service])
