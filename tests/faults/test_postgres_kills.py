@@ -20,6 +20,7 @@ from otel_pg_exporter.postgres.migrate import migrate
 from tests.faults.conftest import Receive
 from tests.faults.judge import judge
 from tests.faults.load import Ledger, Load, load, refuse_poison
+from tests.faults.servers import connect_when_ready, end_and_revive, processes_of, stopped
 from tests.support import FAST, wait_until
 
 # Rows and COMMITs wait for a lock each, which is free unless a test holds it. Log records come with an entry in the
@@ -40,19 +41,6 @@ _HELD = """
 """
 
 
-def _connect(dsn: str) -> psycopg.Connection[tuple[int]]:
-    """Connect to a server that may be recovering still."""
-    connections: list[psycopg.Connection[tuple[int]]] = []
-
-    def attempt() -> bool:
-        with contextlib.suppress(psycopg.OperationalError):
-            connections.append(psycopg.connect(dsn, autocommit=True))
-        return bool(connections)
-
-    wait_until(attempt, timeout=60)
-    return connections[0]
-
-
 def _wait_for_backend(connection: psycopg.Connection[tuple[int]], statement: str, wait_event: str) -> int:
     """Return the process id of a backend that waits in such a statement."""
     found: set[int] = set()
@@ -68,7 +56,7 @@ def _wait_for_backend(connection: psycopg.Connection[tuple[int]], statement: str
 @contextlib.contextmanager
 def held(dsn: str, gate: int) -> Iterator[int]:
     """Hold every COPY, or every COMMIT, as soon as it has begun; yield the process id of such a backend."""
-    connection = _connect(dsn)
+    connection = connect_when_ready(dsn)
     try:
         connection.execute("SELECT pg_advisory_lock(%s)", [gate])
         # INSERT: rows may take the way by a temporary table.
@@ -77,29 +65,16 @@ def held(dsn: str, gate: int) -> Iterator[int]:
         connection.close()  # if it is not dead already; with it goes the lock
 
 
-def processes_of(server: EmbeddedServer) -> list[int]:
-    """Return the postmaster's process id and those of its children."""
-    assert server.pid is not None
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
-    return [server.pid, *map(int, children.split())]
-
-
-def _end(server: EmbeddedServer, number: signal.Signals) -> None:
-    assert server.pid is not None
-    os.kill(server.pid, number)
-    wait_until(server.revive, timeout=60)
-
-
 def kill_postmaster(server: EmbeddedServer, backend: int, running: Load) -> None:
-    _end(server, signal.SIGKILL)
+    end_and_revive(server, signal.SIGKILL)
 
 
 def restart_at_once(server: EmbeddedServer, backend: int, running: Load) -> None:
-    _end(server, signal.SIGQUIT)
+    end_and_revive(server, signal.SIGQUIT)
 
 
 def restart_fast(server: EmbeddedServer, backend: int, running: Load) -> None:
-    _end(server, signal.SIGINT)
+    end_and_revive(server, signal.SIGINT)
 
 
 def kill_backend(server: EmbeddedServer, backend: int, running: Load) -> None:
@@ -111,25 +86,14 @@ def terminate_backend(server: EmbeddedServer, backend: int, running: Load) -> No
         connection.execute("SELECT pg_terminate_backend(%s)", [backend])
 
 
-def _stop_for_a_while(processes: list[int], running: Load) -> None:
-    """Stop processes while the load goes on."""
-    try:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):  # an autovacuum worker that is done
-                os.kill(process, signal.SIGSTOP)
-        running.wait_for_more(8)  # taken by the spool
-    finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGCONT)
-
-
 def stop_backend(server: EmbeddedServer, backend: int, running: Load) -> None:
-    _stop_for_a_while([backend], running)
+    with stopped([backend]):
+        running.wait_for_more(8)  # taken by the spool
 
 
 def stop_server(server: EmbeddedServer, backend: int, running: Load) -> None:
-    _stop_for_a_while(processes_of(server), running)
+    with stopped(processes_of(server)):
+        running.wait_for_more(8)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +139,7 @@ def test_a_commit_that_waits_for_a_missing_standby_is_not_acknowledged_and_not_d
             for _ in range(rounds):
                 running.wait_for_more()
                 _expect_standby(dsn, "nobody")
-                with _connect(dsn) as connection:
+                with connect_when_ready(dsn) as connection:
                     backend = _wait_for_backend(connection, "^COMMIT", "SyncRep")
                 before = service.counts().stored
                 harm(server, backend, running)
@@ -187,7 +151,7 @@ def test_a_commit_that_waits_for_a_missing_standby_is_not_acknowledged_and_not_d
 
 
 def _expect_standby(dsn: str, name: str) -> None:
-    with _connect(dsn) as connection:
+    with connect_when_ready(dsn) as connection:
         connection.execute("SET synchronous_commit = local")
         connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'".encode())
         connection.execute("SELECT pg_reload_conf()")
