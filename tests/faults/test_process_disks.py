@@ -40,7 +40,7 @@ def cramped(binaries: Path) -> Iterator[EmbeddedServer]:
 
 @pytest.fixture
 def spool_disk() -> Iterator[Path]:
-    with small_disk(16) as folder:
+    with small_disk(12) as folder:
         yield folder
 
 
@@ -87,7 +87,7 @@ def test_a_spool_whose_disk_is_full_asks_senders_to_come_again_and_loses_nothing
         with load(ledger, address, items=200) as running:
             running.wait_for_more()
             proxy.refuse()
-            with filled(spool_disk, leave=4 * _MEBIBYTE):
+            with filled(spool_disk, leave=_MEBIBYTE):
                 assert_refused_for_now(ledger, service)
             running.wait_for_more()  # on the disk that has space again
             assert service.counts().in_spool > 0

@@ -19,7 +19,7 @@ from tests.proxy import Proxy
 from tests.serving import Serving, StartServing, start_serving
 from tests.support import wait_until
 
-_KILLS = 6  # in one round
+_KILLS = 4  # in one round
 _LONGEST_DELAY = 0.3  # seconds between the last look and a kill
 
 
