@@ -3,17 +3,17 @@
 Writers commit spans and their `traces` rows together, so a statement that reads both sees them agree, whatever is under
 way: nothing needs a lock to be compared. Time is walked in slices. In each, all traces are compared at once with what
 the slice's spans say. Those that differ may only reach beyond the slice: they are compared once more with all that lies
-between their row's own times, and those that still differ with every span there is.
+between their row's own times, and are wrong if they still differ.
 
-A repair locks the row first, and reads the spans in a statement after that. What others had committed by then is seen;
-what they commit later, they add to the repaired row.
+A repair locks the row first, and reads the spans, in all partitions, in a statement after that. What others had
+committed by then is seen; what they commit later, they add to the repaired row.
 """
 
 import contextlib
 import datetime as dt
 import enum
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -31,7 +31,6 @@ _FEW_ROWS, _MANY_ROWS = 20_000, 200_000
 
 _SUSPECTS = 10_000  # a slice with more is read again for the rest
 _COMPARED_AT_ONCE = 200  # suspects in one statement, within their rows' own times
-_READ_WHOLE_AT_ONCE = 20  # suspects in one statement, in all partitions
 
 _DOING = "verify"
 _NONE = uuid.UUID(int=0)  # less than any trace id
@@ -48,7 +47,10 @@ class Kind(enum.StrEnum):
 
 
 class ColumnDifference(NamedTuple):
-    """One column: what stands in `traces`, and what the spans say; PostgreSQL's spelling, times in UTC."""
+    """One column: what stands in `traces`, and what the spans say; PostgreSQL's spelling, times in UTC.
+
+    Without a repair, these are the spans between the row's own times and in the slice at hand, which need not be all.
+    """
 
     name: str
     stored: str | None
@@ -107,7 +109,7 @@ class Verification:
 
         Raises DatabaseUnavailableError.
         """
-        judge = self._fix if fix else self._compare_whole
+        judge = self._fix if fix else self._tell
         for suspects in self._outliers():
             yield from judge(self._suspects(suspects, _EVER, _NEVER))
         for since, until in self._slices():
@@ -167,28 +169,28 @@ class Verification:
 
     # How they are compared.
 
-    def _suspects(self, traces: Sequence[uuid.UUID], since: dt.datetime, until: dt.datetime) -> Iterator[uuid.UUID]:
-        """Yield the traces that differ also from what lies between their row's own times, and in this slice."""
-        for some in _chunks([each for each in traces if each not in self._seen], _COMPARED_AT_ONCE):
-            for compared in self._compare(some, since, until):
-                yield compared.trace_id
+    def _suspects(self, traces: Sequence[uuid.UUID], since: dt.datetime, until: dt.datetime) -> Iterator[_Compared]:
+        """Yield the traces that differ also from what lies between their row's own times, and in this slice.
 
-    def _compare_whole(self, suspects: Iterator[uuid.UUID]) -> Iterator[Difference]:
-        for some in _chunks(list(suspects), _READ_WHOLE_AT_ONCE):
-            for compared in self._compare(some, _NEVER, _EVER):
-                if (difference := self._judged(compared)) is not None:
-                    yield difference
+        These are wrong for certain: all spans of a right row lie between its times.
+        """
+        left = [each for each in traces if each not in self._seen]
+        for first in range(0, len(left), _COMPARED_AT_ONCE):
+            with self._transaction():
+                compared = self._differing(left[first : first + _COMPARED_AT_ONCE], since, until)
+            yield from compared
 
-    def _compare(self, traces: Sequence[uuid.UUID], since: dt.datetime, until: dt.datetime) -> list[_Compared]:
-        with self._transaction():
-            return self._differing(traces, since, until)
+    def _tell(self, suspects: Iterable[_Compared]) -> Iterator[Difference]:
+        for suspect in suspects:
+            if (difference := self._judged(suspect)) is not None:
+                yield difference
 
     def _differing(self, traces: Sequence[uuid.UUID], since: dt.datetime, until: dt.datetime) -> list[_Compared]:
         parameters = {"ids": list(traces), "since": since, "until": until, "counted_from": self._since}
         return [_Compared(*row) for row in self._connection.execute(self._statements.compare_traces, parameters)]
 
     def _judged(self, compared: _Compared, *, missing: bool | None = None) -> Difference | None:
-        """Make a difference of what was compared with all spans, or count it as one that cannot be judged."""
+        """Make a difference of what was compared, or count it as one that cannot be judged."""
         self._seen.add(compared.trace_id)
         if compared.dropped:
             self.skipped += not compared.counted
@@ -205,10 +207,9 @@ class Verification:
 
     # How they are repaired.
 
-    def _fix(self, suspects: Iterator[uuid.UUID]) -> Iterator[Difference]:
-        for trace_id in suspects:
-            difference = self._fix_one(trace_id)
-            if difference is not None:
+    def _fix(self, suspects: Iterable[_Compared]) -> Iterator[Difference]:
+        for suspect in suspects:
+            if (difference := self._fix_one(suspect.trace_id)) is not None:
                 yield difference
 
     def _fix_one(self, trace_id: uuid.UUID) -> Difference | None:
@@ -242,7 +243,3 @@ class Verification:
     def _rows(self, statement: sql.Composed, **parameters: object) -> list[tuple[Any, ...]]:
         with self._transaction():
             return self._connection.execute(statement, parameters).fetchall()
-
-
-def _chunks(ids: Sequence[uuid.UUID], size: int) -> Iterator[Sequence[uuid.UUID]]:
-    return (ids[first : first + size] for first in range(0, len(ids), size))
