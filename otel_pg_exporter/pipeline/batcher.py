@@ -78,7 +78,9 @@ class Batcher:
             waiting = _Waiting(number=next(self._numbers), batch=batch, answer=Answer())
             self._queues[batch.signal].append(waiting)
             self._changed.notify()
-        waiting.answer.add_done_callback(lambda answer: self._forget(waiting) if answer.cancelled() else None)
+        # Not by `waiting`: a future keeps its callbacks, and the cycle would keep the rows until a garbage collection.
+        signal = batch.signal
+        waiting.answer.add_done_callback(lambda answer: self._forget(signal, answer) if answer.cancelled() else None)
         return waiting.answer
 
     def shutdown(self, timeout: float) -> bool:
@@ -105,11 +107,15 @@ class Batcher:
             except Exception as exc:  # a bug must not end the thread: all later requests would hang
                 _logger.critical("a batch of %d requests failed unexpectedly", len(requests), exc_info=exc)
                 _fail(requests, RetryableError(f"internal error: {type(exc).__name__}"))
+            requests = []  # not to be kept while this thread waits for the next
 
-    def _forget(self, waiting: _Waiting) -> None:
+    def _forget(self, signal: Signal, answer: Future[Outcome]) -> None:
         """Let go of a request that was given up; while the writers hang, its like would fill the memory."""
-        with self._changed, suppress(ValueError):  # it may be with a writer
-            self._queues[waiting.batch.signal].remove(waiting)
+        with self._changed:
+            for waiting in self._queues[signal]:  # unless it is with a writer
+                if waiting.answer is answer:
+                    self._queues[signal].remove(waiting)
+                    break
 
     def _take(self) -> list[_Waiting]:
         """Wait for requests and take as many of one signal as fit a batch; none when draining is done."""
