@@ -71,7 +71,7 @@ Show one dead letter as JSON, its item as OTLP/JSON (`otlp`), or where that is i
 _SHOW_EPILOG = f"""\
 examples:
   {PROGRAM} dead-letters show 42
-  {PROGRAM} dead-letters show 42 --raw | curl --data-binary @- -H 'Content-Type: application/x-protobuf' ...
+  {PROGRAM} dead-letters show 42 --raw > item.pb
 """
 
 _REPLAY_DESCRIPTION = f"""\
