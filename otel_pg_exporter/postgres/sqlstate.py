@@ -23,6 +23,7 @@ class Verdict(enum.Enum):
 
 # The longest matching prefix decides.
 _TABLE = {
+    "08P01": Verdict.DATA,  # binary data too short for a column's type, over a connection that lives
     "0A": Verdict.DEPLOYMENT,  # feature not supported
     "21": Verdict.DATA,  # cardinality violation
     "22": Verdict.DATA,  # data exception

@@ -25,6 +25,7 @@ def error(sqlstate: str | None) -> psycopg.Error:
         ("23505", Verdict.DUPLICATE),
         ("23514", Verdict.DATA),
         ("25006", Verdict.RETRY),
+        ("08P01", Verdict.DATA),
         ("40001", Verdict.RETRY),
         ("40P01", Verdict.RETRY),
         ("42501", Verdict.DEPLOYMENT),
