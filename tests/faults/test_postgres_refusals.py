@@ -181,7 +181,7 @@ class Fault:
     said: str
 
 
-_VIEWS = """
+_DROP_VIEWS = """
     DO $$ DECLARE name text; BEGIN
         FOR name IN SELECT table_name FROM information_schema.views WHERE table_schema = 'otel'
         LOOP EXECUTE format('DROP VIEW IF EXISTS %I CASCADE', name); END LOOP;
@@ -195,16 +195,19 @@ _CHECK = "compare the tables with `otel-pg-exporter migrate --check`"
     "fault",
     [
         Fault(
-            damage=_VIEWS
-            + "ALTER TABLE spans ALTER dropped_links_count DROP DEFAULT, ALTER dropped_links_count TYPE uuid"
-            " USING gen_random_uuid()",
-            mending="ALTER TABLE spans ALTER dropped_links_count TYPE int8 USING 0; SELECT follow_promoted_columns()",
-            said=f"at spans: .*{_CHECK}",
+            damage=_DROP_VIEWS + "ALTER TABLE logs ALTER severity_number TYPE uuid USING gen_random_uuid()",
+            mending="ALTER TABLE logs ALTER severity_number TYPE int2 USING 9; SELECT follow_promoted_columns()",
+            said=f"at logs: .*{_CHECK}",
         ),
         Fault(
             damage="ALTER TABLE logs ADD owner text NOT NULL DEFAULT ''; ALTER TABLE logs ALTER owner DROP DEFAULT",
             mending="ALTER TABLE logs DROP owner",
             said=f"every row of logs, valid ones too: .*{_CHECK}",
+        ),
+        Fault(
+            damage="ALTER TABLE traces ADD owner text NOT NULL DEFAULT ''; ALTER TABLE traces ALTER owner DROP DEFAULT",
+            mending="ALTER TABLE traces DROP owner",
+            said=f"every row of traces, valid ones too: .*{_CHECK}",
         ),
         Fault(
             damage="ALTER TABLE spans RENAME trace_state TO state",
@@ -222,7 +225,7 @@ _CHECK = "compare the tables with `otel-pg-exporter migrate --check`"
             said=f"at dead letters: .*42703.*{_MIGRATE}",
         ),
     ],
-    ids=["type", "not null", "column", "ledger", "dead letters"],
+    ids=["type", "not null", "traces", "column", "ledger", "dead letters"],
 )
 def test_tables_that_drifted_hold_rows_back_until_they_are_mended(
     prepared: str, receive: Receive, fault: Fault, rounds: int, caplog: pytest.LogCaptureFixture
@@ -233,7 +236,7 @@ def test_tables_that_drifted_hold_rows_back_until_they_are_mended(
         for _ in range(rounds):
             running.wait_for_more()
             execute(prepared, fault.damage)
-            _wait_until_held(service)
+            wait_until(lambda: held(service) and was_said(caplog, fault.said), timeout=30)
             running.wait_for_more(30)
             execute(prepared, fault.mending)
         running.wait_for_more()
@@ -241,15 +244,23 @@ def test_tables_that_drifted_hold_rows_back_until_they_are_mended(
     assert_said(caplog, fault.said)
 
 
-def _wait_until_held(service: Service) -> None:
-    """Wait until requests of the signal at fault, which no writer can write, are in the spool."""
-    wait_until(lambda: service.counts().in_spool > 0, timeout=30)
+def held(service: Service) -> bool:
+    """Tell whether requests that no writer can write are in the spool."""
+    return service.counts().in_spool > 0
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.name == _WRITER and each.levelno == logging.ERROR]
+
+
+def was_said(caplog: pytest.LogCaptureFixture, pattern: str) -> bool:
+    return any(re.search(pattern, line) for line in errors(caplog))
 
 
 def assert_said(caplog: pytest.LogCaptureFixture, pattern: str) -> None:
-    """Hold that the log names the remedy, and that it does so seldom."""
-    lines = [r.getMessage() for r in caplog.records if r.name == _WRITER and r.levelno == logging.ERROR]
-    assert any(re.search(pattern, line) for line in lines), lines
+    """Hold that the log named the remedy, and that it did so seldom."""
+    lines = errors(caplog)
+    assert was_said(caplog, pattern), lines
     assert len(lines) <= 4, lines  # one a table and reason
 
 
@@ -278,7 +289,7 @@ def test_tables_that_were_dropped_are_written_to_once_they_are_there_again(
     service = receive(dsn)
     execute(dsn, "DROP SCHEMA otel CASCADE")
     with load(ledger, str(service.grpc_endpoint), poison=False) as running:
-        running.wait_for_more()
+        wait_until(lambda: was_said(caplog, _MIGRATE), timeout=30)
         migrate(DatabaseSettings(dsn=dsn), mapping.load())
         running.wait_for_more()
     judge(dsn, ledger, services=[service])
@@ -296,7 +307,7 @@ def test_rights_that_were_revoked_hold_rows_back_until_they_are_granted_again(
             for right in ("INSERT ON spans", "UPDATE ON traces", "INSERT ON logs"):
                 running.wait_for_more()
                 execute(granted, f"REVOKE {right} FROM otel_writer")
-                _wait_until_held(service)
+                wait_until(lambda: held(service), timeout=30)
                 running.wait_for_more()
                 execute(granted, f"GRANT {right} TO otel_writer")
         running.wait_for_more()
