@@ -237,12 +237,11 @@ def _replay(options: argparse.Namespace) -> int:
 
     # What goes wrong ends the command, which says it itself.
     logging.getLogger("otel_pg_exporter.postgres.writer").setLevel(logging.CRITICAL)
-    line, progress = ProgressLine(), Progress()
+    progress = Progress()
     columns = mapping.load(settings.mapping.mappings)
-    with contextlib.closing(Connections(settings.database, size=1)) as connections:
+    with ProgressLine() as line, contextlib.closing(Connections(settings.database, size=1)) as connections:
         for progress in Replay(settings, columns, connections).run(selection, limit=options.limit):
             line.show(f"{progress.done:,} replayed, {progress.refused:,} of them refused again")
-    line.clear()
     print_lines([_told(progress)])
     return 1 if progress.refused else 0
 
@@ -261,16 +260,15 @@ def _purge(options: argparse.Namespace) -> int:
         return _tell(options, selection, "would be deleted")
     if not options.yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise ConfigurationError("purge deletes for good: without a terminal to ask on, give --yes (or --dry-run)")
-    with _letters(options) as letters:
+    done = 0
+    with _letters(options) as letters, ProgressLine() as line:
         count = _limited(letters.total(selection).count, options.limit)
         if count and not options.yes and not confirmed(f"Delete {count:,} dead letters for good?"):
             print_lines(["nothing deleted"])
             return 1
-        line, done = ProgressLine(), 0
         for some in letters.purge(selection, limit=options.limit):
             done += some
             line.show(f"{done:,} of {count:,} deleted")
-    line.clear()
     print_lines([f"{done:,} dead letters deleted"])
     return 0
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Self
 
 PROGRAM = "otel-pg-exporter"
 
@@ -74,7 +75,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Contai
 
 
 class ProgressLine:
-    """One line on stderr that is written over again and again; nothing where nobody looks."""
+    """One line on stderr that is written over again and again, and gone in the end; nothing where nobody looks."""
 
     def __init__(self) -> None:
         self._shown = 0
@@ -91,6 +92,12 @@ class ProgressLine:
         if self._shown:
             print("\r" + " " * self._shown + "\r", end="", file=sys.stderr, flush=True)
             self._shown = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
 
 
 def confirmed(question: str) -> bool:

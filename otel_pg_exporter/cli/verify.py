@@ -55,9 +55,8 @@ def _run(options: argparse.Namespace) -> int:
     from otel_pg_exporter.postgres.connection import connect
     from otel_pg_exporter.postgres.verify import Verification
 
-    line = ProgressLine()
     found = fixed = 0
-    with connect(settings.database) as connection:
+    with ProgressLine() as line, connect(settings.database) as connection:
         walk = Verification(connection, settings.database, since=options.since, until=options.until)
 
         def report(until: dt.datetime) -> None:
@@ -70,7 +69,6 @@ def _run(options: argparse.Namespace) -> int:
             fixed += difference.fixed
             if found == options.limit:
                 break
-    line.clear()
     stopped = found == options.limit
     if not options.json:
         print_lines([_summary(walk, found=found, fixed=fixed, stopped=stopped)])

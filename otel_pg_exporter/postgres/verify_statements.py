@@ -53,9 +53,10 @@ _COMPARE_SLICE = sql.SQL("""
             SELECT * FROM {traces} WHERE start_time >= %(since)s AND start_time < %(until)s
         ) AS t ON t.trace_id = e.trace_id
     )
-    SELECT NULL, count(*) FROM compared WHERE has_row
+    SELECT NULL::uuid, count(*) FROM compared WHERE has_row
     UNION ALL
     (SELECT trace_id, 0 FROM compared WHERE differs AND trace_id > %(after)s ORDER BY trace_id LIMIT %(limit)s)
+    ORDER BY 1 NULLS FIRST
 """)
 
 # Each day apart: the primary key begins with the minute, so all minutes are named, and a day's are enough for a day's
