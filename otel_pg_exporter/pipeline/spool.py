@@ -141,7 +141,8 @@ class Spool:
         """Forget requests; an emptied file gives its disk space back."""
         self._change(lambda file: file.remove(ids))
         with contextlib.suppress(OverloadedError):  # logged already; the requests are gone all the same
-            self._run(lambda file: file.shrink())
+            while self._run(lambda file: file.shrink()) and not self._waiting:
+                pass
         self._keep_reserve()
 
     # How the file is used.

@@ -20,18 +20,22 @@ from typing import Any
 from otel_pg_exporter.model import Signal
 
 _OVERHEAD = 512  # bytes that a request takes beside its OTLP: header, index entries, its share of half-filled pages
-_SHRINK_ABOVE = 16 * 2**20  # bytes of an emptied file that are worth giving back
+_SHRINK_ABOVE = 16 * 2**20  # bytes of an emptied file that are worth giving back, and are given back at once
 _VERSION = 1  # of the schema
+# The moment before which PostgreSQL has not committed a request that is not in doubt. It takes as many bytes as any
+# other, for SQLite then changes it in place; else it would write the whole request anew.
+_NEVER = 2**63 - 1
 _LARGEST_ID = 2**62  # ids are counted up from 1, so a larger one is damage
 
 _SETTINGS = """
 PRAGMA locking_mode = EXCLUSIVE;
-PRAGMA auto_vacuum = INCREMENTAL;
-PRAGMA journal_mode = WAL;
 PRAGMA journal_size_limit = 4194304;
 PRAGMA synchronous = FULL;
+PRAGMA secure_delete = OFF; -- some builds overwrite what is removed, which takes room that a full disk has not
 """
 _SCHEMA = f"""
+PRAGMA auto_vacuum = INCREMENTAL;
+PRAGMA journal_mode = WAL;
 BEGIN IMMEDIATE;
 CREATE TABLE requests (
     id INTEGER PRIMARY KEY,
@@ -39,7 +43,7 @@ CREATE TABLE requests (
     request_id BLOB NOT NULL,
     received_at INTEGER NOT NULL, -- nanoseconds since the epoch
     item_count INTEGER NOT NULL,
-    in_doubt_since INTEGER, -- when PostgreSQL may first have committed it, as above; NULL: it has not
+    in_doubt_since INTEGER NOT NULL, -- when PostgreSQL may first have committed it, as above
     set_aside TEXT, -- why it is not to be drained
     checksum BLOB NOT NULL,
     otlp BLOB NOT NULL,
@@ -164,8 +168,8 @@ class SpoolFile:
         if id_ is None:
             id_ = self.last_id + 1
         self.last_id = max(self.last_id, id_)
-        if record.in_doubt and in_doubt_since is None:
-            in_doubt_since = record.received_at
+        if in_doubt_since is None:
+            in_doubt_since = record.received_at if record.in_doubt else _NEVER
         added = self._connection.execute(
             f"INSERT INTO requests ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
@@ -183,10 +187,10 @@ class SpoolFile:
         if added.rowcount == 1:
             self._figures.update(_figures(1, record.item_count, int(set_aside is not None), len(record.otlp)))
             return True
-        if in_doubt_since is not None:
+        if in_doubt_since != _NEVER:
             # One less in any case: then `settle_doubt` by another, who knows but the time that was there, lets it be.
             self._connection.execute(
-                "UPDATE requests SET in_doubt_since = min(coalesce(in_doubt_since, ?1), ?1) - 1"
+                "UPDATE requests SET in_doubt_since = min(in_doubt_since, ?1) - 1"
                 " WHERE signal = ?2 AND request_id = ?3",
                 (in_doubt_since, record.signal.value, record.request_id),
             )
@@ -214,14 +218,15 @@ class SpoolFile:
 
     def doubt(self, ids: Collection[int], since: int) -> None:
         """Note that PostgreSQL may commit these requests from now on, unless it may have already."""
-        self._connection.execute(
-            f"UPDATE requests SET in_doubt_since = ? WHERE in_doubt_since IS NULL AND id IN ({_listed(ids)})", (since,)
-        )
+        self._replace_doubt(ids, _NEVER, since)
 
     def settle_doubt(self, ids: Collection[int], since: int) -> None:
         """Note that PostgreSQL has not committed these requests, unless it may have at another time."""
+        self._replace_doubt(ids, since, _NEVER)
+
+    def _replace_doubt(self, ids: Collection[int], old: int, new: int) -> None:
         self._connection.execute(
-            f"UPDATE requests SET in_doubt_since = NULL WHERE in_doubt_since = ? AND id IN ({_listed(ids)})", (since,)
+            f"UPDATE requests SET in_doubt_since = ? WHERE in_doubt_since = ? AND id IN ({_listed(ids)})", (new, old)
         )
 
     def set_aside(self, id_: int, reason: str) -> None:
@@ -234,12 +239,17 @@ class SpoolFile:
         self._figures.subtract(self._sums(f"id IN ({_listed(ids)})"))
         self._connection.execute(f"DELETE FROM requests WHERE id IN ({_listed(ids)})")
 
-    def shrink(self) -> None:
-        """Give the disk space of an emptied file back."""
-        free = (self._figure("PRAGMA freelist_count") or 0) * (self._figure("PRAGMA page_size") or 0)
-        if self._figures["requests"] == self._figures["set_aside"] and free > _SHRINK_ABOVE:
-            # By `executescript`, which runs it to its end; `execute` would leave it after one page.
-            self._connection.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
+    def shrink(self) -> bool:
+        """Give some of the disk space of an emptied file back; tell whether there was any."""
+        page = self._figure("PRAGMA page_size") or 1
+        free = (self._figure("PRAGMA freelist_count") or 0) * page
+        if self._figures["requests"] != self._figures["set_aside"] or free <= _SHRINK_ABOVE:
+            return False
+        # By `executescript`, which runs it to its end; `execute` would leave it after one page.
+        self._connection.executescript(
+            f"PRAGMA incremental_vacuum({_SHRINK_ABOVE // page}); PRAGMA wal_checkpoint(TRUNCATE);"
+        )
+        return True
 
     def _prepare(self) -> None:
         version = self._figure("PRAGMA user_version")
@@ -321,10 +331,15 @@ def _stored(row: tuple[Any, ...]) -> StoredRecord:
             request_id=request_id,
             received_at=received_at,
             item_count=item_count,
-            in_doubt=in_doubt_since is not None,
+            in_doubt=in_doubt_since != _NEVER,
             otlp=otlp,
         )
-        intact = record.checksum == checksum and isinstance(in_doubt_since, int | None)
+        intact = record.checksum == checksum and isinstance(in_doubt_since, int)
     except (TypeError, ValueError, struct.error):  # damage may be anywhere
         intact = False
-    return StoredRecord(id=id_, record=record if intact else None, set_aside=set_aside, in_doubt_since=in_doubt_since)
+    return StoredRecord(
+        id=id_,
+        record=record if intact else None,
+        set_aside=set_aside,
+        in_doubt_since=None if in_doubt_since == _NEVER else in_doubt_since,
+    )
