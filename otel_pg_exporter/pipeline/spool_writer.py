@@ -21,6 +21,7 @@ _LONGEST_PAUSE = 1.0  # seconds: what is spooled is to follow PostgreSQL's retur
 _LONGEST_POSTPONEMENT = 60.0  # seconds until a request that fails alone is tried again; the others go on meanwhile
 _MAX_ITEMS = 5_000  # in one transaction: live traffic is not to wait long for locks or for the interpreter
 _MAX_BYTES = 8 * 2**20
+_GROWTH = 4  # how many times as many items the next transaction may have after one that went well
 
 
 @dataclass(slots=True)
@@ -28,7 +29,7 @@ class _Progress:
     """How it goes with one signal."""
 
     pause: float = 0.0
-    alone: bool = False  # the next request goes alone, since the last few failed together
+    max_items: int = 1  # of the next transaction: few after a failure, for then PostgreSQL may be weak, or one bad
     failures: dict[int, int] = field(default_factory=dict)  # request to how often it failed alone
     postponed: dict[int, float] = field(default_factory=dict)  # request to the time when it is tried again
 
@@ -74,11 +75,11 @@ class SpoolWriter:
             if records:
                 self._drain(spool, signal, records)
         except (OutageError, OverloadedError):  # PostgreSQL is away, or the spool's disk fails: both say so themselves
-            return self._longer_pause(progress)
+            return self._back_off(progress)
         except Exception as exc:  # noqa: BLE001 - one request must not keep the others in the spool
-            self._single_out(spool, signal, progress, records, exc)
-            return self._longer_pause(progress)
-        progress.alone = False
+            self._explain(spool, signal, progress, records, exc)
+            return self._back_off(progress)
+        progress.max_items = min(progress.max_items * _GROWTH, _MAX_ITEMS)
         progress.pause = 0.0
         if records:
             return 0.0
@@ -91,9 +92,8 @@ class SpoolWriter:
             if not spool.level.requests:
                 return []
             self._probe()  # or each attempt would put the requests in doubt
-        return spool.oldest(
-            signal, max_items=1 if progress.alone else _MAX_ITEMS, max_bytes=_MAX_BYTES, without=progress.postponed
-        )
+            progress.max_items = 1  # its commit brings live traffic back, so it is to come soon
+        return spool.oldest(signal, max_items=progress.max_items, max_bytes=_MAX_BYTES, without=progress.postponed)
 
     def _drain(self, spool: Spool, signal: Signal, records: Sequence[StoredRecord]) -> None:
         batches: dict[int, RowBatch] = {}
@@ -154,15 +154,14 @@ class SpoolWriter:
         what = f"request {stored.id} ({items} items) is kept in the spool, but not written: {reason}"
         self._notices.log(logging.ERROR, "set aside", what)
 
-    def _single_out(
+    def _explain(
         self, spool: Spool, signal: Signal, progress: _Progress, records: Sequence[StoredRecord], error: Exception
     ) -> None:
-        """Find the request that fails: alone it is postponed, or set aside when the failure is a bug of ours."""
+        """Say what failed. A request that failed alone is postponed, or set aside when the failure is a bug of ours."""
         expected = isinstance(error, ExporterError)
         if not expected:
             self._notices.log(logging.CRITICAL, "bug", f"draining {signal.value} failed unexpectedly", exc_info=error)
-        if not progress.alone or len(records) != 1:
-            progress.alone = True
+        if len(records) != 1:
             return
         if expected:
             request = records[0].id
@@ -174,6 +173,7 @@ class SpoolWriter:
             with contextlib.suppress(OverloadedError):  # the spool's disk fails; then this comes up again
                 self._set_aside(spool, records[0], f"internal error: {type(error).__name__}")
 
-    def _longer_pause(self, progress: _Progress) -> float:
+    def _back_off(self, progress: _Progress) -> float:
+        progress.max_items = 1
         progress.pause = min(max(progress.pause * 2, _SHORTEST_PAUSE), _LONGEST_PAUSE)
         return progress.pause
