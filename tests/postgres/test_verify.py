@@ -296,6 +296,27 @@ def test_verify_repairs_beside_writers_and_without_a_false_alarm(dsn: str) -> No
         ]
 
 
+def test_spans_that_move_into_a_new_partition_are_never_missed(dsn: str) -> None:
+    days = range(DAY_NUMBER - 12, DAY_NUMBER + 1)
+    with open_connection(dsn) as connection:
+        ensure_partitions(connection, "otel", [DAY_NUMBER - 13])
+        insert_traces(connection, *[span(n, EPOCH + day * DAY + n * HOUR) for day in days for n in range(1, 9)])
+        stop = threading.Event()
+        with ThreadPoolExecutor(2) as threads:
+            watching = [
+                threads.submit(verify_again_and_again, dsn, EPOCH, stop, fix=False),
+                threads.submit(verify_again_and_again, dsn, EPOCH, stop, fix=True),
+            ]
+            try:
+                for day in days:
+                    wait_until(lambda day=day: ensure_partitions(connection, "otel", [day]), timeout=60)  # type: ignore[misc] # bound early
+            finally:
+                stop.set()
+            assert [each.result(60) for each in watching] == [[], []]
+        assert fetch(connection, "SELECT count(*) FROM spans_default") == [(0,)]
+        assert_exact(connection)
+
+
 def test_a_row_that_a_writer_is_about_to_insert_is_repaired_when_it_is_there(dsn: str, connection: Connection) -> None:
     insert(connection, "spans", span(1))
     with open_connection(dsn) as other, other.transaction(), ThreadPoolExecutor(1) as thread:
