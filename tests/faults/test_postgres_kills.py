@@ -4,10 +4,9 @@ The servers run without fsync (tests.support.FAST). That is sound here: processe
 what they have written to the page cache outlives them.
 """
 
-import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -18,51 +17,11 @@ from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from otel_pg_exporter.postgres.migrate import migrate
 from tests.faults.conftest import Receive
+from tests.faults.gates import COMMIT, COPY, GATES, held
 from tests.faults.judge import judge
 from tests.faults.load import Ledger, Load, load, refuse_poison
 from tests.faults.servers import connect_when_ready, end_and_revive, processes_of, stopped
-from tests.support import FAST, wait_until
-
-# Rows and COMMITs wait for a lock each, which is free unless a test holds it. Log records come with an entry in the
-# ledger, spans with one in `traces`.
-_COPY, _COMMIT = 1, 2
-_GATES = f"""
-    CREATE FUNCTION otel.gate() RETURNS trigger LANGUAGE plpgsql AS
-        'BEGIN PERFORM pg_advisory_xact_lock_shared(TG_ARGV[0]::int8); RETURN NEW; END';
-    CREATE TRIGGER gate BEFORE INSERT ON otel.spans FOR EACH ROW EXECUTE FUNCTION otel.gate({_COPY});
-    CREATE TRIGGER gate BEFORE INSERT ON otel.logs FOR EACH ROW EXECUTE FUNCTION otel.gate({_COPY});
-    CREATE CONSTRAINT TRIGGER gate AFTER INSERT ON otel.traces
-        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION otel.gate({_COMMIT});
-    CREATE CONSTRAINT TRIGGER gate AFTER INSERT ON otel.ingest_requests
-        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION otel.gate({_COMMIT});
-"""
-_HELD = """
-    SELECT pid FROM pg_stat_activity WHERE query ~ %s AND state = 'active' AND wait_event = %s
-"""
-
-
-def _wait_for_backend(connection: psycopg.Connection[tuple[int]], statement: str, wait_event: str) -> int:
-    """Return the process id of a backend that waits in such a statement."""
-    found: set[int] = set()
-
-    def look() -> bool:
-        found.update(backend for (backend,) in connection.execute(_HELD, [statement, wait_event]))
-        return bool(found)
-
-    wait_until(look, timeout=60)
-    return found.pop()
-
-
-@contextlib.contextmanager
-def held(dsn: str, gate: int) -> Iterator[int]:
-    """Hold every COPY, or every COMMIT, as soon as it has begun; yield the process id of such a backend."""
-    connection = connect_when_ready(dsn)
-    try:
-        connection.execute("SELECT pg_advisory_lock(%s)", [gate])
-        # INSERT: rows may take the way by a temporary table.
-        yield _wait_for_backend(connection, "^(COPY|INSERT)" if gate == _COPY else "^COMMIT", "advisory")
-    finally:
-        connection.close()  # if it is not dead already; with it goes the lock
+from tests.support import FAST
 
 
 def kill_postmaster(server: EmbeddedServer, backend: int, running: Load) -> None:
@@ -108,11 +67,11 @@ def test_nothing_is_lost_or_doubled_when_postgresql_is_harmed_in_a_copy_or_at_a_
 ) -> None:
     dsn = own_postgres.dsn
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(_GATES.encode())
+        connection.execute(GATES.encode())
     ledger = Ledger()
     service = receive(dsn)
     with load(ledger, str(service.grpc_endpoint)) as running:
-        for gate in (_COPY, _COMMIT) * rounds:
+        for gate in (COPY, COMMIT) * rounds:
             running.wait_for_more()
             with held(dsn, gate) as backend:
                 harm(own_postgres, backend, running)

@@ -12,9 +12,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.faults.gates import COMMIT, COPY, GATES, held
 from tests.faults.judge import judge
 from tests.faults.load import Ledger, load
-from tests.faults.test_postgres_kills import _COMMIT, _COPY, _GATES, held
 from tests.proxy import Proxy
 from tests.serving import Serving, StartServing, start_serving
 from tests.support import wait_until
@@ -96,12 +96,12 @@ def test_nothing_acknowledged_is_lost_or_doubled_when_the_process_is_killed_agai
     judge(prepared, ledger)
 
 
-@pytest.mark.parametrize("gate", [_COPY, _COMMIT], ids=["copy", "commit"])
+@pytest.mark.parametrize("gate", [COPY, COMMIT], ids=["copy", "commit"])
 def test_a_process_that_dies_in_a_transaction_stores_it_once(
     house: House, prepared: str, gate: int, rounds: int
 ) -> None:
     with psycopg.connect(prepared, autocommit=True) as connection:
-        connection.execute(_GATES.encode())
+        connection.execute(GATES.encode())
     ledger = Ledger()
     with load(ledger, house.address) as running:
         for _ in range(rounds):
