@@ -12,10 +12,11 @@ import pytest
 from otel_pg_exporter import mapping
 from otel_pg_exporter.config import DatabaseSettings, ServeSettings
 from otel_pg_exporter.errors import DatabaseUnavailableError, DeploymentError
-from otel_pg_exporter.model import Signal
+from otel_pg_exporter.model import Outcome, Signal
 from otel_pg_exporter.postgres.connection import Connections, connect
 from otel_pg_exporter.postgres.dead_letters import DeadLetters, Selection
 from otel_pg_exporter.postgres.replay import Progress, Replay
+from tests.proxy import proxy_for
 from tests.workload import Database, database, logs, record, span, traces
 
 ALL = Selection()
@@ -161,6 +162,24 @@ def test_a_replay_whose_transaction_fails_at_its_end_leaves_all_as_it_was(opened
     assert stored(opened) == (2, 2, 6)
     opened.execute("DROP TRIGGER refuse ON dead_letters")
     assert replay(opened.dsn) == Progress(stored=6)
+    assert stored(opened) == (5, 5, 0)
+
+
+@pytest.mark.parametrize("signal", Signal)
+def test_a_replay_whose_commit_is_never_answered_may_be_repeated(opened: Database, signal: Signal) -> None:
+    refuse(opened)
+    with dead_letters(opened.dsn) as table:
+        letters = list(table.newest_first(Selection(signal=signal)))
+        items = table.items([letter.id for letter in letters])
+    with proxy_for(opened.dsn) as proxy, replaying(proxy.dsn) as through:
+        batches = [through._batch(letter, items[letter.id]) for letter in letters]
+        assert through._write(batches[:1]) == [Outcome(stored=1)]  # type: ignore[arg-type] # no outcome among them
+        proxy.lose_commits(1)
+        with pytest.raises(DatabaseUnavailableError) as lost:
+            through._write(batches)  # type: ignore[arg-type] # as above
+        assert lost.value.in_doubt
+        assert through._write(batches) == [Outcome(duplicate=1)] * 3  # type: ignore[arg-type] # as above
+    assert replay(opened.dsn) == Progress(stored=3)
     assert stored(opened) == (5, 5, 0)
 
 
