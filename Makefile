@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit test-system build bench fuzz setup clean
+.PHONY: help run test lint unit test-system faults build bench fuzz setup clean
 
 ARGS ?=
 WORKERS ?= logical
