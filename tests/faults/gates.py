@@ -26,7 +26,7 @@ _HELD = """
 """
 
 
-def _wait_for_backend(connection: psycopg.Connection[tuple[int]], statement: str, wait_event: str) -> int:
+def wait_for_backend(connection: psycopg.Connection[tuple[int]], statement: str, wait_event: str) -> int:
     """Return the process id of a backend that waits in such a statement."""
     found: set[int] = set()
 
@@ -45,6 +45,6 @@ def held(dsn: str, gate: int) -> Iterator[int]:
     try:
         connection.execute("SELECT pg_advisory_lock(%s)", [gate])
         # INSERT: rows may take the way by a temporary table.
-        yield _wait_for_backend(connection, "^(COPY|INSERT)" if gate == COPY else "^COMMIT", "advisory")
+        yield wait_for_backend(connection, "^(COPY|INSERT)" if gate == COPY else "^COMMIT", "advisory")
     finally:
         connection.close()  # if it is not dead already; with it goes the lock

@@ -17,7 +17,7 @@ from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from otel_pg_exporter.postgres.migrate import migrate
 from tests.faults.conftest import Receive
-from tests.faults.gates import COMMIT, COPY, GATES, held
+from tests.faults.gates import COMMIT, COPY, GATES, held, wait_for_backend
 from tests.faults.judge import judge
 from tests.faults.load import Ledger, Load, load, refuse_poison
 from tests.faults.servers import connect_when_ready, end_and_revive, processes_of, stopped
@@ -99,7 +99,7 @@ def test_a_commit_that_waits_for_a_missing_standby_is_not_acknowledged_and_not_d
                 running.wait_for_more()
                 _expect_standby(dsn, "nobody")
                 with connect_when_ready(dsn) as connection:
-                    backend = _wait_for_backend(connection, "^COMMIT", "SyncRep")
+                    backend = wait_for_backend(connection, "^COMMIT", "SyncRep")
                 before = service.counts().stored
                 harm(server, backend, running)
                 running.wait_for_more()
