@@ -6,7 +6,7 @@ counts of resource and scope. Here they keep their true values.
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.resources import Resource as SdkResource
@@ -17,6 +17,7 @@ from opentelemetry.trace import Link as SdkLink
 from opentelemetry.trace import SpanContext
 
 from otel_pg_exporter.model import RowBatch
+from otel_pg_exporter.transcode.limits import Limits
 from otel_pg_exporter.transcode.plan import Plan
 from otel_pg_exporter.transcode.rows import EncodedResource, RowBuilder, Shared
 from otel_pg_exporter.transcode.values import (
@@ -38,10 +39,15 @@ from otel_pg_exporter.transcode.values import (
     repair_text,
     saturate,
 )
+from otel_pg_exporter.transcode.weight import cut, weigh
+
+V = TypeVar("V", bound=Span | LogRecord | Resource | Scope)
 
 _FLAGS_HAS_IS_REMOTE = 0x100
 _FLAGS_IS_REMOTE = 0x200
 _UINT64_MAX = 2**64 - 1
+_LIMITS = Limits()
+_LIGHT = 16_384  # characters and values, below which no item can exceed the limits
 _HELD_BYTES = 2_000  # what an item that waits for its commit holds in the SDK's objects, roughly
 
 
@@ -83,8 +89,8 @@ def _group_request(items: Sequence[ReadableSpan | ReadableLogRecord]) -> bytes:
         return b"".join(map(_one_item_request, items))
 
 
-class _NestingError(ValueError):
-    """A value nests deeper than protobuf allows: no OTLP request could carry it."""
+class _UnfitError(ValueError):
+    """A value that is readable, but cannot be stored: it nests deeper than protobuf allows, or weighs too much."""
 
 
 class _Surroundings:
@@ -109,7 +115,7 @@ class _Surroundings:
         found = self._resources.get(id(resource))
         if found is None:
             values = _resource(resource)
-            _check_nesting(values.attributes, RESOURCE_LEVEL)
+            _check_weight(values, _checked_size(values.attributes, RESOURCE_LEVEL))
             found = self._builder.resource(values)
             self._resources[id(resource)] = found
         return found
@@ -117,33 +123,49 @@ class _Surroundings:
 
 def _checked_scope(scope: InstrumentationScope | None) -> Scope:
     values = _scope(scope)
-    _check_nesting(values.attributes, ITEM_LEVEL)
+    _check_weight(values, _checked_size(values.attributes, ITEM_LEVEL))
     return values
 
 
 def _checked_span(span: ReadableSpan) -> Span:
     values = _span(span)
-    _check_nesting(values.attributes, ITEM_LEVEL)
+    size = len(values.name) + len(values.status_message) + len(values.trace_state)
+    size += _checked_size(values.attributes, ITEM_LEVEL)
     for event in values.events:
-        _check_nesting(event.attributes, EVENT_LEVEL)
+        size += len(event.name) + _checked_size(event.attributes, EVENT_LEVEL)
     for link in values.links:
-        _check_nesting(link.attributes, EVENT_LEVEL)
+        size += len(link.trace_state) + _checked_size(link.attributes, EVENT_LEVEL)
+    _check_weight(values, size)
     return values
 
 
 def _checked_log_record(readable: ReadableLogRecord) -> LogRecord:
     values = _log_record(readable)
-    _check_nesting(values.attributes, ITEM_LEVEL)
-    _check_nesting({"body": values.body}, BODY_LEVEL)
+    size = len(values.severity_text) + len(values.event_name)
+    size += _checked_size(values.attributes, ITEM_LEVEL)
+    size += _checked_size({"body": values.body}, BODY_LEVEL)
+    _check_weight(values, size)
     return values
 
 
-def _check_nesting(attributes: Mapping[str, Any], level: int) -> None:
-    if SCALARS.issuperset(map(type, attributes.values())):  # nearly always
-        return
+def _checked_size(attributes: Mapping[str, Any], level: int) -> int:
+    """Return about how many characters and values there are. Raises _UnfitError for what nests too deep."""
+    size = 1
     for key, value in attributes.items():
-        if nests_too_deep(value, level):
-            raise _NestingError(f"messages nest deeper than {MAX_LEVEL} levels in {key!r}")
+        size += 1 + (len(key) if type(key) is str else _LIGHT)
+        kind = type(value)
+        if kind is str or kind is bytes:
+            size += len(value)
+        elif kind not in SCALARS:
+            if nests_too_deep(value, level):
+                raise _UnfitError(f"messages nest deeper than {MAX_LEVEL} levels in {key!r}")
+            size += _LIGHT  # never mind how much
+    return size
+
+
+def _check_weight(values: Span | LogRecord | Resource | Scope, size: int) -> None:
+    if size > _LIGHT and (reason := weigh(values, _LIMITS)):
+        raise _UnfitError(f"{reason} (what is kept of it is cut)")
 
 
 def _resource(resource: SdkResource) -> Resource:
@@ -275,8 +297,13 @@ def _request(items: Sequence[ReadableSpan | ReadableLogRecord]) -> bytes:
     # Needs protobuf, which the hot path does without.
     from otel_pg_exporter.transcode.otlp import export_request
 
-    values: Any = [_span(item) if isinstance(item, ReadableSpan) else _log_record(item) for item in items]
-    return export_request(_resource(items[0].resource), _scope(items[0].instrumentation_scope), values)
+    values: Any = [_fitting(_span(item) if isinstance(item, ReadableSpan) else _log_record(item)) for item in items]
+    first = items[0]
+    return export_request(_fitting(_resource(first.resource)), _fitting(_scope(first.instrumentation_scope)), values)
+
+
+def _fitting(values: V) -> V:
+    return cast("V", cut(values)) if weigh(values, _LIMITS) else values
 
 
 def _placeholder(item: ReadableSpan | ReadableLogRecord, text: str) -> bytes:
@@ -289,6 +316,6 @@ def _placeholder(item: ReadableSpan | ReadableLogRecord, text: str) -> bytes:
 
 
 def _unreadable(error: Exception) -> str:
-    if isinstance(error, _NestingError):
+    if isinstance(error, _UnfitError):
         return repair_text(str(error))
     return repair_text(f"not readable: {type(error).__name__}: {error}")

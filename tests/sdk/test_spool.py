@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry._logs import LogRecord
-from opentelemetry.sdk._logs import LoggerProvider, ReadableLogRecord
 from opentelemetry.sdk._logs.export import (
-    InMemoryLogRecordExporter,
     LogRecordExportResult,
-    SimpleLogRecordProcessor,
 )
 from opentelemetry.sdk.trace.export import SpanExportResult
 
@@ -31,19 +27,10 @@ from otel_pg_exporter.telemetry import ItemCounts
 from otel_pg_exporter.transcode.readable import otlp_request
 from tests.proxy import Proxy, proxy_for
 from tests.sdk.conftest import Query
-from tests.sdk.support import RESOURCE, spans
+from tests.sdk.support import records, spans
 from tests.support import wait_until
 
 Exporter = PostgresSpanExporter | PostgresLogRecordExporter
-
-
-def records(*bodies: str) -> list[ReadableLogRecord]:
-    memory = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]  # upstream's has no annotations
-    provider = LoggerProvider(resource=RESOURCE, shutdown_on_exit=False)
-    provider.add_log_record_processor(SimpleLogRecordProcessor(memory))
-    for body in bodies:
-        provider.get_logger("test").emit(LogRecord(timestamp=1_700_000_000_000_000_000, body=body))
-    return list(memory.get_finished_logs())
 
 
 def export(exporter: Exporter, *names: str) -> bool:
