@@ -273,7 +273,7 @@ def test_rows_without_any_partition_are_held_until_default_is_attached_again(
     for table in ("spans", "logs"):
         execute(prepared, f"ALTER TABLE {table} DETACH PARTITION {table}_default")
     with load(ledger, str(service.grpc_endpoint)) as running:
-        running.wait_for_more()
+        wait_until(lambda: was_said(caplog, "23514"), timeout=30)
         execute(
             prepared, *(f"ALTER TABLE {table} ATTACH PARTITION {table}_default DEFAULT" for table in ("spans", "logs"))
         )
