@@ -159,18 +159,21 @@ class _PostgresExporter:
                 self._last_words.log(logging.WARNING, "stopped", what)
                 return False
             self._counters.add(received=len(items), in_flight=len(items))
-            outcome = None
+            rest, outcome = items, Outcome()
             try:
-                outcome = self._store(items, deadline)
+                while rest:
+                    count, outcome = self._store(rest, deadline)
+                    self._settle(count, outcome)
+                    rest = rest[count:]
             except ExporterError as exc:
-                self._lost(len(items), exc)
+                self._lost(len(rest), exc)
             except Exception as exc:  # noqa: BLE001 - a bug of ours must not reach the application
-                self._lost(len(items), exc, exc_info=exc)
+                self._lost(len(rest), exc, exc_info=exc)
             finally:
-                self._settle(len(items), outcome)
-            if outcome is not None and not outcome.spooled:
+                self._counters.add(in_flight=-len(rest), refused=len(rest))
+            if not rest and not outcome.spooled:
                 self._drain(_DRAIN_TIME)
-            return outcome is not None
+            return not rest
 
     @contextlib.contextmanager
     def _registered(self) -> Iterator[bool]:
@@ -185,11 +188,15 @@ class _PostgresExporter:
                 self._running -= admitted
                 idle.notify_all()
 
-    def _store(self, items: Sequence[Any], deadline: float) -> Outcome:
-        """Commit the items, or else spool them. Raises ExporterError."""
+    def _store(self, items: Sequence[Any], deadline: float) -> tuple[int, Outcome]:
+        """Commit the first items, as many as go into one transaction, or else spool them; say how many these were.
+
+        Raises ExporterError.
+        """
         now_ns = time.time_ns()
         # One id for all attempts: it makes the log records of an attempt whose COMMIT got lost count once.
         batch = transcode(self._plan, items, request_id=os.urandom(16), now_ns=now_ns)
+        items = items[: batch.item_count]
         down = self._spool is not None and self._availability.is_down(self._signal)
         backoff = Backoff(self._stop)
         in_doubt = False
@@ -205,9 +212,9 @@ class _PostgresExporter:
                 if self._spool is None:
                     raise
                 self._put_away(self._spool, items, batch, now_ns, in_doubt=in_doubt, reason=exc)
-                return Outcome(spooled=len(items))
+                return len(items), Outcome(spooled=len(items))
             else:
-                return outcome
+                return len(items), outcome
 
     def _commit(self, batches: Sequence[RowBatch], deadline: float) -> Sequence[Outcome]:
         return self._availability.observe(lambda these: self._writer.write(these, deadline=deadline))(batches)
@@ -256,10 +263,8 @@ class _PostgresExporter:
         self._warn_of_rejections(outcomes)
         return outcomes
 
-    def _settle(self, count: int, outcome: Outcome | None) -> None:
-        if outcome is None:
-            self._counters.add(in_flight=-count, refused=count)
-        elif not outcome.spooled:
+    def _settle(self, count: int, outcome: Outcome) -> None:
+        if not outcome.spooled:  # else the spool has counted them
             self._warn_of_rejections([outcome])
             self._counters.add(
                 in_flight=-count, stored=outcome.stored, duplicate=outcome.duplicate, rejected=outcome.rejected

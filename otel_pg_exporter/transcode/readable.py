@@ -48,17 +48,25 @@ _FLAGS_IS_REMOTE = 0x200
 _UINT64_MAX = 2**64 - 1
 _LIMITS = Limits()
 _LIGHT = 16_384  # characters and values, below which no item can exceed the limits
+_TRANSACTION_BYTES = 32 * 2**20  # of rows; a single larger one still goes whole
 _HELD_BYTES = 2_000  # what an item that waits for its commit holds in the SDK's objects, roughly
 
 
 def transcode(
     plan: Plan, items: Sequence[ReadableSpan] | Sequence[ReadableLogRecord], *, request_id: bytes, now_ns: int
 ) -> RowBatch:
-    """Make rows of the SDK's spans or log records. The batch keeps `items` alive."""
+    """Make rows of the SDK's spans or log records: of the first ones, when all would be too much for one transaction.
+
+    The batch's `item_count` says how many these are. It keeps `items` alive.
+    """
     builder = RowBuilder(plan, request_id=request_id, now_ns=now_ns)
     surroundings = _Surroundings(builder)
     readables: Sequence[ReadableSpan | ReadableLogRecord] = items
+    count = 0
     for index, item in enumerate(readables):
+        if builder.row_bytes > _TRANSACTION_BYTES:
+            break
+        count += 1
         try:
             shared = surroundings.of(item)
             if isinstance(item, ReadableSpan):
@@ -67,7 +75,7 @@ def transcode(
                 builder.add_log(index, _checked_log_record(item), shared)
         except Exception as error:  # noqa: BLE001 - an application's objects may raise anything; neighbours must not pay
             builder.reject(index, _unreadable(error))
-    return builder.finish(otlp=lambda index: _one_item_request(items[index]), held=len(items) * _HELD_BYTES)
+    return builder.finish(otlp=lambda index: _one_item_request(items[index]), held=count * _HELD_BYTES)
 
 
 def otlp_request(items: Sequence[ReadableSpan] | Sequence[ReadableLogRecord]) -> bytes:

@@ -80,6 +80,11 @@ class RowBuilder:
         self._told = 0  # the size that `hold` knows of
         self._no_sums = (None,) * len(plan.rows.no_sums)
 
+    @property
+    def row_bytes(self) -> int:
+        """How many bytes the rows have so far."""
+        return self._row_bytes
+
     def resource(self, resource: Resource) -> EncodedResource:
         """Encode a resource, once for all its scopes."""
         plan = self._plan.resources

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export import SpanExportResult
 
+from otel_pg_exporter.sdk import PostgresSpanExporter
+from otel_pg_exporter.telemetry import ItemCounts
 from otel_pg_exporter.transcode.limits import Limits
 from otel_pg_exporter.transcode.weight import cut, weigh
 from tests.proxy import proxy_for
 from tests.sdk.conftest import Query
+from tests.sdk.support import spans
 
 EXPORT = """
     import logging, os, resource, sys
@@ -87,6 +91,17 @@ def test_a_large_value_is_stored_in_a_small_multiple_of_its_size(dsn: str, query
     assert (stored, rejected) == (3, 0)
     assert peak < 5 * size + 50 * 2**20
     assert query("SELECT max(length(attributes ->> 'big')) FROM spans") == [(size,)]
+
+
+def test_an_export_that_is_too_large_for_one_transaction_is_written_in_several(dsn: str, query: Query) -> None:
+    exporter = PostgresSpanExporter(dsn=dsn, timeout=120)
+    batch = spans(*map(str, range(60)))
+    for each in batch:
+        each._attributes = {"text": "x" * 2**20}
+    assert exporter.export(batch) is SpanExportResult.SUCCESS
+    assert query("SELECT count(*), count(DISTINCT ingested_at) FROM spans") == [(60, 2)]
+    assert exporter.counts == ItemCounts(received=60, stored=60)
+    exporter.shutdown()
 
 
 def test_what_is_too_large_comes_out_of_the_spool_cut_with_a_note(dsn: str, query: Query, tmp_path: Path) -> None:
