@@ -126,7 +126,7 @@ class _PostgresExporter:
             self._stop.set()
             idle = self._idle.wait_for(lambda: not self._running, timeout=max(0.0, deadline - time.monotonic()))
         if first and idle:
-            self._drain(min(_LAST_DRAIN_TIME, deadline - time.monotonic()))
+            self._drain(min(_LAST_DRAIN_TIME, deadline - time.monotonic()), insist=True)
         self._connections.close(timeout=max(0.0, deadline - time.monotonic()))
         if self._spool is not None:
             with self._idle:
@@ -143,7 +143,7 @@ class _PostgresExporter:
                 lambda: not self._running, timeout=None if timeout_millis is None else deadline - time.monotonic()
             )
         if idle and not self._stopped:
-            self._drain(deadline - time.monotonic())
+            self._drain(deadline - time.monotonic(), insist=True)
         return idle
 
     def _export(self, items: Sequence[Any]) -> bool:
@@ -246,13 +246,15 @@ class _PostgresExporter:
         what = f"{len(items):,} {self._signal.items} are in the spool, until PostgreSQL takes them: {reason}"
         self._notices.log(logging.WARNING, "spooled", what)
 
-    def _drain(self, seconds: float) -> None:
+    def _drain(self, seconds: float, *, insist: bool = False) -> None:
         """Write what is in the spool, if there is one; begin nothing new after so many seconds. Never raises."""
         if self._spool is None:
             return
+        if insist:
+            self._next_probe = 0.0
         try:
             with suppressed():
-                self._spool.drain(time.monotonic() + seconds)
+                self._spool.drain(time.monotonic() + seconds, insist=insist)
         except Exception as exc:  # noqa: BLE001 - must not reach the application, and costs nothing that was acknowledged
             unforeseen = None if isinstance(exc, ExporterError | OSError) else exc
             what = f"what is in the spool cannot be written: {exc}"

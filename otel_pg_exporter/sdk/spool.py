@@ -90,12 +90,13 @@ class ExporterSpool:
             stack.enter_context(self._opened(folder.path)).append(record)
             self._counters.add(in_flight=-count, in_spool=count, spooled=count)
 
-    def drain(self, until: float) -> None:
+    def drain(self, until: float, *, insist: bool) -> None:
         """Write what any process has left, oldest first; begin no transaction after `until`, by time.monotonic.
 
+        Unless it is to `insist`, it leaves a pause after a failure.
         Does nothing while another thread uses a spool. Raises OverloadedError, StartupError or OSError.
         """
-        if time.monotonic() < self._due or not _using.acquire(blocking=False):
+        if (time.monotonic() < self._due and not insist) or not _using.acquire(blocking=False):
             return
         try:
             self._forget_taken()
