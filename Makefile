@@ -3,10 +3,11 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit test-system build bench fuzz setup clean
+.PHONY: help run test lint unit test-system faults build bench fuzz setup clean
 
 ARGS ?=
 WORKERS ?= logical
+ROUNDS ?= 10
 PYTEST_ARGS ?=
 SECONDS ?= 600
 
@@ -25,6 +26,7 @@ help:
 	@echo 'make run [ARGS="--grpc-endpoint 0.0.0.0:4317"]   start the receiver; ARGS go to `otel-pg-exporter serve`'
 	@echo 'make test                                        lint, types, rooms, and all tests on a real PostgreSQL'
 	@echo 'make lint | unit | test-system                   parts of it; test-system takes Debian'"'"'s PostgreSQL'
+	@echo 'make faults [ROUNDS=10]                          each fault as often, under load; `make test` has one round'
 	@echo 'make bench                                       the ladder of write methods, as ratios'
 	@echo 'make fuzz [SECONDS=600]                          hostile bytes for the decoder, for so long and then some'
 	@echo 'make build                                       wheel and sdist, in dist/'
@@ -45,6 +47,9 @@ unit: .venv/.dev
 
 test-system: .venv/.dev
 	OTEL_PG_EXPORTER_TEST_PG=system $(PYTEST) tests/postgres tests/e2e
+
+faults: .venv/.dev
+	OTEL_PG_EXPORTER_FAULT_ROUNDS=$(ROUNDS) $(PYTEST) tests/faults
 
 build: .venv/.dev
 	rm -rf dist

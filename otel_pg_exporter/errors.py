@@ -9,7 +9,7 @@
     │   └── EmbeddedServerError      the embedded PostgreSQL cannot run
     ├── RefusedError                 a whole request is refused for good; sending it again won't help
     │   ├── UndecodableError         not OTLP, even item by item
-    │   ├── TooLargeError            above `max_request_bytes`
+    │   ├── TooLargeError            above `max_request_bytes`, or of too many parts
     │   ├── UnauthenticatedError     no credentials, or wrong ones
     │   └── InternalError            it fails again and again in a way that nobody foresaw: a bug
     └── RetryableError               nothing is wrong with the request; the sender should come again
@@ -51,7 +51,7 @@ class UndecodableError(RefusedError):
 
 
 class TooLargeError(RefusedError):
-    """The body is larger than `max_request_bytes`."""
+    """The body is larger than `max_request_bytes`, or has too many parts."""
 
 
 class UnauthenticatedError(RefusedError):

@@ -112,7 +112,7 @@ class SpanFacts(NamedTuple):
 
 
 Hold = Callable[[int], None]
-"""Told how many bytes a request holds in memory by now; raises OverloadedError when there is no room for them."""
+"""Told how many bytes a request holds in memory by now. May wait for room; raises OverloadedError if there is none."""
 
 
 def unbounded(_size: int) -> None:

@@ -52,6 +52,9 @@ _ADOPTION_INTERVAL = 5.0  # seconds between two looks for spools that dead proce
 _PROBE_TIMEOUT = 2.0  # seconds; a spool is to follow PostgreSQL's return within about that
 _MARGIN = 5.0  # seconds that a statement may outlast its own timeout before its socket is cut
 
+# Of the byte budget, the share that large requests leave to small ones.
+_SPARE_SHARE = 1 / 16
+
 # Of the time that a stop may take, the share kept for writing what waits and for PostgreSQL's own end.
 _RESERVED_SHARE = 0.25
 # PostgreSQL gets this many seconds for its last checkpoint, even if the drain has used up all the time.
@@ -239,7 +242,9 @@ class Service:
             availability=self._availability,
             spool=self._spool,
         )
-        receiver = GrpcServer(export, ByteBudget(settings.pipeline.max_inflight_bytes), settings.receiver)
+        bound = settings.pipeline.max_inflight_bytes
+        budget = ByteBudget(bound, spare=int(bound * _SPARE_SHARE))
+        receiver = GrpcServer(export, budget, settings.receiver)
         stack.callback(lambda: receiver.stop(self._remaining() * (1 - _RESERVED_SHARE)))
         self._port = receiver.start()
         receiver.set_serving(True)
@@ -317,13 +322,19 @@ class Service:
         return jobs
 
     def _adopt(self) -> None:
+        spool, failed = self._spool, None
+        if spool is None or spool.level.bytes * 2 > self._settings.spool.spool_max_bytes:
+            return  # others' requests are safe where they are until ours are written
         for folder in self._folders.of_dead_processes():
             try:
-                if self._spool is not None:
-                    self._recovered(self._spool.adopt(Spool(folder.path, max_bytes=sys.maxsize)))
-                    self._folder.take_corrupt_files(folder)
+                self._recovered(spool.adopt(Spool(folder.path, max_bytes=sys.maxsize)))
+                self._folder.take_corrupt_files(folder)
+            except StartupError as exc:  # not to keep the other folders waiting
+                failed = exc
             finally:
                 folder.release()
+        if failed is not None:
+            raise failed
 
     def _prepare_tables_late(self) -> None:
         if not self._prepared:

@@ -108,8 +108,8 @@ def _percentile(ordered: list[float], share: float) -> float | None:
 class ItemCounts:
     """Where this process's items are, at any moment.
 
-    `received + recovered_from_spool = stored + duplicate + rejected + refused + in_spool + in_flight`. An item that
-    was spooled is settled by the drain alone. `spooled` and `drained` only tell how many went which way.
+    `received + recovered_from_spool = stored + duplicate + rejected + refused + in_spool + handed_over + in_flight`. An
+    item that was spooled is settled by the drain alone. `spooled` and `drained` only tell how many went which way.
     """
 
     received: int = 0
@@ -119,6 +119,7 @@ class ItemCounts:
     rejected: int = 0  # refused one by one; in dead_letters
     refused: int = 0  # refused with their whole request; the sender was told to retry or to give up
     in_spool: int = 0  # acknowledged, on disk, and not yet settled
+    handed_over: int = 0  # spooled, then taken over by another process, to which they are recovered ones
     in_flight: int = 0
     spooled: int = 0  # ever put into the spool
     drained: int = 0  # ever taken out of it, settled
@@ -127,12 +128,14 @@ class ItemCounts:
     def balanced(self) -> bool:
         """Whether every item is accounted for."""
         settled = self.stored + self.duplicate + self.rejected + self.refused
-        return self.received + self.recovered_from_spool == settled + self.in_spool + self.in_flight
+        unsettled = self.in_spool + self.handed_over + self.in_flight
+        return self.received + self.recovered_from_spool == settled + unsettled
 
     def __str__(self) -> str:
         """Say it in one log line; of the spool only if it was ever needed."""
         recovered = f" + {self.recovered_from_spool:,} recovered from the spool" if self.recovered_from_spool else ""
         in_spool = f" + {self.in_spool:,} in the spool" if self.spooled or self.recovered_from_spool else ""
+        in_spool += f" + {self.handed_over:,} handed over" if self.handed_over else ""
         return (
             f"{self.received:,} received{recovered} = {self.stored:,} stored + {self.duplicate:,} duplicate"
             f" + {self.rejected:,} rejected + {self.refused:,} refused{in_spool} + {self.in_flight:,} in flight"

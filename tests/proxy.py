@@ -88,7 +88,8 @@ class Proxy:
         """Hand nothing on any more on those connections that there are, for ever; new ones flow."""
         with self._lock:
             for link in self._links:
-                link.flowing = threading.Event()
+                if link.flowing is self._flowing:
+                    link.flowing = threading.Event()
 
     def flow(self) -> None:
         """End a stall."""

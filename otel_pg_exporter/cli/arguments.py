@@ -10,7 +10,8 @@ from typing import Any, NoReturn, Protocol
 
 from otel_pg_exporter import config
 from otel_pg_exporter.cli.output import PROGRAM
-from otel_pg_exporter.config import SERVER_PREFIX, ServeSettings, Setting
+from otel_pg_exporter.config import SERVER_PREFIX, DatabaseSettings, ServeSettings, Setting, settings_of
+from otel_pg_exporter.errors import ConfigurationError
 
 _CONFIG_HELP = f"TOML file with settings ({SERVER_PREFIX}CONFIG)"
 
@@ -33,6 +34,13 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unknown argument {flag}{did_you_mean(flag, self._option_string_actions)}")
         return options, unknown
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401 - argparse's
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as exc:
+            exc.message += did_you_mean(str(value), map(str, action.choices or ()))
+            raise
+
     def error(self, message: str) -> NoReturn:
         """Exit with 2 and one line."""
         print(f"{self.prog}: {_redacted(message)}; see {self.prog} --help", file=sys.stderr)
@@ -50,19 +58,47 @@ def _redacted(text: str) -> str:
     return re.sub(r"(password\s*=\s*)\S+", r"\1***", re.sub(r"://\S*@", "://***@", text), flags=re.IGNORECASE)
 
 
-def add_command(commands: Commands, name: str, *, help: str, description: str, epilog: str) -> Parser:  # noqa: A002 - argparse's word
-    """Add a command, which reads settings; the caller adds their flags."""
+def add_group(commands: Commands, name: str, *, help: str, description: str, epilog: str) -> Commands:  # noqa: A002 - as below
+    """Add a command that has actions, and return where they are added."""
     parser = commands.add_parser(
         name,
         help=help,
-        usage=f"{PROGRAM} {name} [settings]",
+        usage=f"{PROGRAM} {name} ACTION [...]",
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.set_defaults(run=lambda _options: help_instead(parser))
+    actions: Commands = parser.add_subparsers(prog=parser.prog, dest="action", title="actions", metavar="ACTION")
+    return actions
+
+
+def help_instead(parser: argparse.ArgumentParser) -> int:
+    """Show how a command is called to somebody who left out the most of it; return the exit code."""
+    print(parser.format_help(), file=sys.stderr)
+    return 2
+
+
+def add_command(commands: Commands, name: str, *, help: str, description: str, epilog: str, words: str = "") -> Parser:  # noqa: A002 - argparse's word
+    """Add a command, which reads settings; the caller adds their flags. `words`: what comes before them."""
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.usage = f"{parser.prog} {words}[settings]"
     parser.add_argument("--config", metavar="FILE", help=_CONFIG_HELP)
     return parser
+
+
+def add_database_settings(parser: argparse.ArgumentParser, *others: str) -> None:
+    """Add the flags of a command that works on the tables, and `others` by name."""
+    names = {setting.name for setting in settings_of(DatabaseSettings)} - {"synchronous_commit"} | {*others}
+    add_settings(parser, (each for each in settings_of(ServeSettings) if each.name in names))
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> None:
@@ -102,6 +138,17 @@ def settings_from(options: argparse.Namespace) -> ServeSettings:
     settings = config.load(ServeSettings, prefix=SERVER_PREFIX, flags=flags, file=file)
     _set_up_logging(settings.log_level)
     _warn_of_password(options)
+    return settings
+
+
+def database_from(options: argparse.Namespace, *, command: str) -> ServeSettings:
+    """Load the settings of a command that needs a DSN; raise ConfigurationError without one."""
+    settings = settings_from(options)
+    if not settings.database.dsn:
+        raise ConfigurationError(
+            f"{command} needs to know which PostgreSQL: --dsn or OTEL_PG_EXPORTER_DSN; "
+            "`serve` prints the DSN of the one that it runs itself"
+        )
     return settings
 
 

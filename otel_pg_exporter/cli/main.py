@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from otel_pg_exporter.cli import migrate, serve
-from otel_pg_exporter.cli.arguments import Parser
+from otel_pg_exporter.cli import dead_letters, migrate, serve, verify
+from otel_pg_exporter.cli.arguments import Parser, help_instead
 from otel_pg_exporter.cli.output import PROGRAM, fail, print_lines, version
-from otel_pg_exporter.errors import ConfigurationError, DatabaseUnavailableError, ExporterError
+from otel_pg_exporter.errors import ConfigurationError, DeploymentError, ExporterError, OutageError
 
-_COMMANDS = (serve, migrate)  # as `--help` lists them
+_COMMANDS = (serve, migrate, dead_letters, verify)  # as `--help` lists them
 
 _DESCRIPTION = "OpenTelemetry traces and logs in PostgreSQL."
 
@@ -27,6 +27,10 @@ examples:
       receive OTLP and keep it in that PostgreSQL; the password comes from ~/.pgpass
   {PROGRAM} migrate --dsn postgresql://otel_migrator@db.example/telemetry
       create or update the tables there
+  {PROGRAM} dead-letters list --since 1d
+      see what was refused, and why; `dead-letters replay` stores it once the cause is mended
+  {PROGRAM} verify --since 7d
+      compare the summaries in `traces` with the spans
 
 `{PROGRAM} COMMAND --help` lists the settings of a command, with their environment variables.
 """
@@ -46,14 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parser = _parser()
         options = parser.parse_args(arguments)
-        if options.command is None:
-            print(parser.format_help(), file=sys.stderr)
-            return 2
-        status: int = options.run(options)
+        status: int = help_instead(parser) if options.command is None else options.run(options)
     except ConfigurationError as exc:
         return fail(exc, status=2)
-    except DatabaseUnavailableError as exc:
-        return fail(exc, _CHECK_DSN, status=1)
+    except OutageError as exc:
+        return fail(exc, "" if isinstance(exc, DeploymentError) else _CHECK_DSN, status=1)
     except ExporterError as exc:
         return fail(exc, status=1)
     except KeyboardInterrupt:

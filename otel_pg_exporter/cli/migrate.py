@@ -2,9 +2,8 @@
 
 import argparse
 
-from otel_pg_exporter.cli.arguments import Commands, add_command, add_settings, settings_from
+from otel_pg_exporter.cli.arguments import Commands, add_command, add_database_settings, settings_from
 from otel_pg_exporter.cli.output import PROGRAM, print_lines
-from otel_pg_exporter.config import DatabaseSettings, ServeSettings, settings_of
 from otel_pg_exporter.errors import ConfigurationError
 
 _DESCRIPTION = """\
@@ -21,8 +20,6 @@ examples:
 exit status: 0 the tables are up to date, 1 they are not or cannot be reached, 2 wrong flag or setting.
 """
 
-_SETTINGS = {setting.name for setting in settings_of(DatabaseSettings)} - {"synchronous_commit"} | {"mappings"}
-
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
@@ -33,7 +30,7 @@ def add_to(commands: Commands) -> None:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--print", action="store_true", help="print the SQL for an empty schema; needs no database")
     only.add_argument("--check", action="store_true", help="only tell whether the tables are up to date")
-    add_settings(parser, (each for each in settings_of(ServeSettings) if each.name in _SETTINGS))
+    add_database_settings(parser, "mappings")
 
 
 def _run(options: argparse.Namespace) -> int:

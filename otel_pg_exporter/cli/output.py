@@ -1,9 +1,13 @@
 """What commands print, and how they end in failure."""
 
+import contextlib
 import importlib.metadata
+import json
 import os
+import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Self
 
 PROGRAM = "otel-pg-exporter"
 
@@ -15,8 +19,21 @@ def version() -> str:
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print to stdout; what nobody reads any more (`| head`) is no error."""
-    try:
+    with _readers_may_leave():
         print("\n".join(lines), flush=True)
+
+
+def print_bytes(data: bytes) -> None:
+    """Write to stdout as it is."""
+    with _readers_may_leave():
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def _readers_may_leave() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
         # Python flushes once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -28,3 +45,62 @@ def fail(error: Exception, remedy: str = "", *, status: int) -> int:
     if remedy:
         print(remedy, file=sys.stderr)
     return status
+
+
+def printable(text: str) -> str:
+    """Escape what senders may have put there to play tricks on a terminal."""
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
+
+
+def as_json(value: object, *, indent: int | None = None) -> str:
+    """Write JSON, readable and harmless on a terminal."""
+    text = json.dumps(value, ensure_ascii=(sys.stdout.encoding or "").lower() != "utf-8", indent=indent)
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Container[str] = ()) -> list[str]:
+    """Lay out a table; the last column is cut to the width of the terminal, if that is where it goes."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(titles, *rows, strict=True)]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    lines = []
+    for row in (titles, *rows):
+        cells = [
+            cell.rjust(width) if title in right else cell.ljust(width)
+            for title, cell, width in zip(titles, row, widths, strict=True)
+        ]
+        line = "  ".join(cells).rstrip()
+        lines.append(line if room is None or len(line) <= room else line[: room - 1] + "…")
+    return lines
+
+
+class ProgressLine:
+    """One line on stderr that is written over again and again, and gone in the end; nothing where nobody looks."""
+
+    def __init__(self) -> None:
+        self._shown = 0
+        self._on = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        """Replace the line."""
+        if self._on:
+            print("\r" + text.ljust(self._shown), end="", file=sys.stderr, flush=True)
+            self._shown = len(text)
+
+    def clear(self) -> None:
+        """Leave an empty line, for what is printed next."""
+        if self._shown:
+            print("\r" + " " * self._shown + "\r", end="", file=sys.stderr, flush=True)
+            self._shown = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+
+def confirmed(question: str) -> bool:
+    """Ask on the terminal; only yes means yes."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from otel_pg_exporter.config.loading import setting
 from otel_pg_exporter.errors import ConfigurationError
@@ -12,6 +12,14 @@ SDK_PREFIX = "OTEL_EXPORTER_POSTGRESQL_"
 
 _DAY = 86_400.0  # seconds
 _LARGEST_INT32 = 2**31 - 1  # what gRPC's and PostgreSQL's own settings can hold
+
+_LEDGER_TTL: dict[str, Any] = {
+    "default": 7 * _DAY,
+    "help": "seconds that the ledger (`ingest_requests`) remembers a log request; one that may have been committed"
+    " before it was spooled is written only within half of that",
+    "minimum": 3600,
+    "maximum": 3650 * _DAY,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,13 +122,24 @@ class SpoolSettings:
         maximum=2**50,
         size=True,
     )
-    ledger_ttl: float = setting(
-        7 * _DAY,
-        "seconds that the ledger (`ingest_requests`) remembers a log request; one that may have been committed before"
-        " it was spooled is written only within half of that",
-        minimum=3600,
-        maximum=3650 * _DAY,
+    ledger_ttl: float = setting(**_LEDGER_TTL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExporterSpoolSettings:
+    """The exporters' spool on disk, which takes what PostgreSQL does not commit within `timeout`."""
+
+    spool_dir: Path | None = setting(
+        None, "folder of a spool, which keeps what PostgreSQL does not commit within `timeout`; default: no spool"
     )
+    spool_max_bytes: int = setting(
+        256 * 2**20,
+        "bytes of requests on disk, in one process's folder; beyond it exports fail as without a spool",
+        minimum=2**20,
+        maximum=2**50,
+        size=True,
+    )
+    ledger_ttl: float = setting(**_LEDGER_TTL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,4 +198,5 @@ class ExporterSettings:
     database: DatabaseSettings = DatabaseSettings()
     writer: WriterSettings = WriterSettings()
     mapping: MappingSettings = MappingSettings()
+    spool: ExporterSpoolSettings = ExporterSpoolSettings()
     timeout: float = setting(10.0, "seconds that one export may take, retries included", minimum=0.1, maximum=_DAY)

@@ -12,12 +12,18 @@ from otel_pg_exporter.errors import OverloadedError
 class ByteBudget:
     """The bytes that all requests in flight may hold together.
 
-    `_changed` guards `_level`, with it the size of every reservation, and `_waiting`.
+    `spare` of them are for small reservations alone, those of at most a quarter of it: a few large requests would else
+    shut all small ones out. `_changed` guards everything, and the size of every reservation.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, spare: int = 0) -> None:
         self.limit = limit
+        self.largest = limit - spare
+        """The largest reservation that there may be."""
+        self._small = spare // 4
         self._level = 0
+        self._large_level = 0  # what reservations that are not small hold
+        self._patient: Reservation | None = None  # the one that waits to grow, before which no other may
         self._waiting = 0
         self._changed = threading.Condition()
 
@@ -31,66 +37,93 @@ class ByteBudget:
 
         Raises OverloadedError, with nothing reserved, when they don't fit within `timeout` seconds.
         """
+        reservation = Reservation(self)
         with self._changed:
-            if timeout > 0 and self._level + size > self.limit:
-                self._waiting += 1
-                self._changed.wait_for(lambda: self._level + size <= self.limit, timeout)
-                self._waiting -= 1
-            self._change(0, size)
-        return Reservation(self, size)
+            self._await_room(reservation, size, timeout)
+            self._resize(reservation, size)
+        return reservation
 
-    def _change(self, old: int, new: int) -> None:
-        """Replace one reservation's `old` bytes by `new` ones, or raise; the caller holds the lock."""
-        if new < 0:
-            raise ValueError(f"cannot reserve {new} bytes")
-        level = self._level - old + new
-        if new > old and level > self.limit:
+    # For reservations, which hold the lock.
+
+    def _await_room(self, reservation: "Reservation", size: int, timeout: float) -> None:
+        if timeout > 0 and not self._fits(reservation, size):
+            self._waiting += 1
+            self._changed.wait_for(lambda: self._fits(reservation, size), timeout)
+            self._waiting -= 1
+
+    def _fits(self, reservation: "Reservation", size: int) -> bool:
+        old = reservation.size
+        if size <= old:
+            return True
+        if self._level - old + size > self.limit:
+            return False
+        if size <= self._small:
+            return True
+        return self._patient in {None, reservation} and self._large_level - self._large(old) + size <= self.largest
+
+    def _resize(self, reservation: "Reservation", size: int) -> None:
+        old = reservation.size
+        if size < 0:
+            raise ValueError(f"cannot reserve {size} bytes")
+        if not self._fits(reservation, size):
             raise OverloadedError(
-                f"memory budget is full: {self._level - old:,} of {self.limit:,} bytes are in use, {new:,} more needed"
+                f"memory budget is full: {self._level - old:,} of {self.limit:,} bytes are in use, {size:,} more needed"
             )
-        self._level = level
-        if new < old and self._waiting:
+        self._level += size - old
+        self._large_level += self._large(size) - self._large(old)
+        reservation._size = size  # noqa: SLF001 - a reservation is part of its budget
+        if size < old and self._waiting:
             self._changed.notify_all()
+
+    def _large(self, size: int) -> int:
+        return size if size > self._small else 0
 
 
 class Reservation:
     """A share of a `ByteBudget`, held until `release()`."""
 
-    __slots__ = ("_budget", "_size")
+    __slots__ = ("_budget", "_released", "_size")
 
-    def __init__(self, budget: ByteBudget, size: int) -> None:
+    def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
-        self._size: int | None = size  # None: released
+        self._size = 0
+        self._released = False
 
     @property
     def size(self) -> int:
         """How many bytes are held; 0 after the release."""
-        return self._size or 0
+        return self._size
 
-    def correct(self, size: int) -> None:
+    def correct(self, size: int, *, timeout: float = 0) -> None:
         """Hold `size` bytes from now on, more or less than before.
 
-        Raises OverloadedError when they don't fit; then the whole reservation is released.
+        Raises OverloadedError when they don't fit; then the whole reservation is released. One reservation at a time
+        may wait for room, `timeout` seconds: were none to wait, large requests that grow at once would fail for ever;
+        if two did, each would wait for the other.
         """
         budget = self._budget
         with budget._changed:  # noqa: SLF001 - a reservation is part of its budget
-            if self._size is None:
+            if self._released:
                 raise RuntimeError("the reservation is already released")
+            if timeout > 0 and budget._patient is None and not budget._fits(self, size):  # noqa: SLF001
+                budget._patient = self  # noqa: SLF001
+                budget._await_room(self, size, timeout)  # noqa: SLF001
+                budget._patient = None  # noqa: SLF001
+                budget._changed.notify_all()  # noqa: SLF001
             try:
-                budget._change(self._size, size)  # noqa: SLF001
+                budget._resize(self, size)  # noqa: SLF001
             except OverloadedError:
-                budget._change(self._size, 0)  # noqa: SLF001
-                self._size = None
+                self._give_back()
                 raise
-            self._size = size
 
     def release(self) -> None:
         """Give the bytes back. A second release does nothing."""
-        budget = self._budget
-        with budget._changed:  # noqa: SLF001
-            if self._size is not None:
-                budget._change(self._size, 0)  # noqa: SLF001
-                self._size = None
+        with self._budget._changed:  # noqa: SLF001
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self._budget._resize(self, 0)  # noqa: SLF001
+        self._released = True
 
     def __enter__(self) -> Self:
         return self

@@ -37,7 +37,7 @@ class Answer(Future[Outcome]):
         return self.being_written or self.commit_lost
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Waiting:
     number: int  # in order of arrival
     batch: RowBatch
@@ -48,8 +48,8 @@ class Batcher:
     """Hands requests to `writers` threads and the outcomes back.
 
     `write` commits requests of one signal together, and raises RetryableError when the same may be tried again. A
-    request whose future was cancelled is forgotten before the next attempt. The condition guards the queues and the
-    stop; each thread is named, and joined in `shutdown`.
+    request whose future was cancelled is forgotten at once, or before the next attempt. The condition guards the queues
+    and the stop; each thread is named, and joined in `shutdown`.
     """
 
     def __init__(self, write: Write, settings: PipelineSettings) -> None:
@@ -78,6 +78,9 @@ class Batcher:
             waiting = _Waiting(number=next(self._numbers), batch=batch, answer=Answer())
             self._queues[batch.signal].append(waiting)
             self._changed.notify()
+        # Not by `waiting`: a future keeps its callbacks, and the cycle would keep the rows until a garbage collection.
+        signal = batch.signal
+        waiting.answer.add_done_callback(lambda answer: self._forget(signal, answer) if answer.cancelled() else None)
         return waiting.answer
 
     def shutdown(self, timeout: float) -> bool:
@@ -104,6 +107,15 @@ class Batcher:
             except Exception as exc:  # a bug must not end the thread: all later requests would hang
                 _logger.critical("a batch of %d requests failed unexpectedly", len(requests), exc_info=exc)
                 _fail(requests, RetryableError(f"internal error: {type(exc).__name__}"))
+            requests = []  # not to be kept while this thread waits for the next
+
+    def _forget(self, signal: Signal, answer: Future[Outcome]) -> None:
+        """Let go of a request that was given up; while the writers hang, its like would fill the memory."""
+        with self._changed:
+            for waiting in self._queues[signal]:  # unless it is with a writer
+                if waiting.answer is answer:
+                    self._queues[signal].remove(waiting)
+                    break
 
     def _take(self) -> list[_Waiting]:
         """Wait for requests and take as many of one signal as fit a batch; none when draining is done."""

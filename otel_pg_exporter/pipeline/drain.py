@@ -1,38 +1,17 @@
 """The drain: writes what is in the spool, oldest first, as soon as PostgreSQL takes it."""
 
-import contextlib
-import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 
-from otel_pg_exporter.errors import DatabaseUnavailableError, ExporterError, OutageError, OverloadedError
-from otel_pg_exporter.model import RowBatch, Signal
+from otel_pg_exporter.model import Signal
 from otel_pg_exporter.pipeline.availability import Availability, Write
 from otel_pg_exporter.pipeline.spool import Spool
-from otel_pg_exporter.pipeline.spool_file import StoredRecord
-from otel_pg_exporter.telemetry import ItemCounters, RateLimitedLogger
-from otel_pg_exporter.transcode import Plan, transcode
-
-_logger = logging.getLogger(__name__)
+from otel_pg_exporter.pipeline.spool_writer import SpoolWriter
+from otel_pg_exporter.telemetry import ItemCounters
+from otel_pg_exporter.transcode import Plan
 
 _LOOK_INTERVAL = 0.2  # seconds between two looks into an empty spool; they cost no disk access
-_LONGEST_PAUSE = 1.0  # seconds between two attempts: what is spooled is to follow PostgreSQL's return within two
-_LONGEST_POSTPONEMENT = 60.0  # seconds until a request that fails alone is tried again; the others go on meanwhile
-_MAX_ITEMS = 5_000  # in one transaction: live traffic is not to wait long for locks or for the interpreter
-_MAX_BYTES = 8 * 2**20
-
-
-@dataclass(slots=True)
-class _Progress:
-    """How it goes with one signal; used by the drain's thread alone."""
-
-    due: float = 0.0
-    pause: float = 0.0
-    alone: bool = False  # the next request goes alone, since the last few failed together
-    failures: dict[int, int] = field(default_factory=dict)  # request to how often it failed alone
-    postponed: dict[int, float] = field(default_factory=dict)  # request to the time when it is tried again
 
 
 class Drain:
@@ -55,16 +34,19 @@ class Drain:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spool = spool
-        self._plans = plans
-        self._write = write
-        self._probe = probe
+        self._writer = SpoolWriter(
+            plans,
+            write,
+            probe=probe,
+            counters=counters,
+            availability=availability,
+            ledger_ttl=ledger_ttl,
+            now_ns=now_ns,
+            clock=clock,
+        )
         self._counters = counters
-        self._availability = availability
-        self._oldest_in_doubt = int(ledger_ttl * 1e9 / 2)
-        self._now_ns = now_ns
         self._clock = clock
-        self._notices = RateLimitedLogger(_logger)
-        self._progress = {signal: _Progress() for signal in Signal}
+        self._due = dict.fromkeys(plans, 0.0)  # used by the thread alone
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool-drain", daemon=True)
         self._thread.start()
@@ -76,124 +58,18 @@ class Drain:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._idle_time()):
-            for signal, progress in self._progress.items():
-                if progress.due <= self._clock() and not self._stop.is_set():
-                    self._advance(signal, progress)
+        while not self._stop.wait(max(0.0, min(self._due.values()) - self._clock())):
+            for signal, due in self._due.items():
+                if due <= self._clock() and not self._stop.is_set():
+                    self._due[signal] = self._advance(signal)
 
-    def _idle_time(self) -> float:
-        return max(0.0, min(progress.due for progress in self._progress.values()) - self._clock())
-
-    def _advance(self, signal: Signal, progress: _Progress) -> None:
+    def _advance(self, signal: Signal) -> float:
         """Drain a few requests of one signal, and say when to come again."""
         began = self._clock()
-        records: list[StoredRecord] = []
-        try:
-            records = self._next(signal, progress)
-            if records:
-                self._drain(signal, records)
-        except (OutageError, OverloadedError):  # PostgreSQL is away, or the spool's disk fails: both say so themselves
-            self._back_off(progress)
-        except Exception as exc:  # noqa: BLE001 - one request must not keep the others in the spool
-            self._single_out(signal, progress, records, exc)
-            self._back_off(progress)
-        else:
-            progress.alone = False
-            progress.pause = 0.0
-            progress.due = self._clock() + (self._courtesy(began) if records else _LOOK_INTERVAL)
-
-    def _next(self, signal: Signal, progress: _Progress) -> list[StoredRecord]:
-        now = self._clock()
-        progress.postponed = {id_: until for id_, until in progress.postponed.items() if until > now}
-        if self._availability.is_down(signal):
-            if not self._spool.level.requests:
-                return []
-            self._probe()  # or each attempt would put the requests in doubt
-        return self._spool.oldest(
-            signal, max_items=1 if progress.alone else _MAX_ITEMS, max_bytes=_MAX_BYTES, without=progress.postponed
-        )
-
-    def _drain(self, signal: Signal, records: Sequence[StoredRecord]) -> None:
-        batches: dict[int, RowBatch] = {}
-        for stored in records:
-            if (batch := self._transcoded(stored)) is not None:
-                batches[stored.id] = batch
-        if not batches:
-            return
-        sure = [
-            stored.id for stored in records if stored.id in batches and stored.record and not stored.record.in_doubt
-        ]
-        if signal is Signal.LOGS and sure:  # the keys of spans make their replay harmless for ever
-            self._spool.mark(sure, in_doubt=True)
-        try:
-            outcomes = self._write(list(batches.values()))
-        except DatabaseUnavailableError as exc:
-            if signal is Signal.LOGS and sure and not exc.in_doubt:
-                self._spool.mark(sure, in_doubt=False)
-            raise
-        self._spool.remove(batches)
-        for id_ in batches:
-            self._progress[signal].failures.pop(id_, None)
-        count = sum(stored.record.item_count for stored in records if stored.id in batches and stored.record)
-        self._counters.add(
-            in_spool=-count,
-            drained=count,
-            stored=sum(outcome.stored for outcome in outcomes),
-            duplicate=sum(outcome.duplicate for outcome in outcomes),
-            rejected=sum(outcome.rejected for outcome in outcomes),
-        )
-
-    def _transcoded(self, stored: StoredRecord) -> RowBatch | None:
-        """Make rows of a record as they would have been made when it came; set it aside if that can't be."""
-        record = stored.record
-        if record is None:
-            self._set_aside(stored, "its checksum is wrong")
-            return None
-        age = self._now_ns() - record.received_at
-        if record.signal is Signal.LOGS and record.in_doubt and age > self._oldest_in_doubt:
-            self._set_aside(
-                stored,
-                f"PostgreSQL may have committed it {age / 86_400e9:,.1f} days ago, and the ledger that would tell "
-                "may have forgotten it",
-            )
-            return None
-        try:
-            return transcode(
-                self._plans[record.signal], record.otlp, now_ns=record.received_at, request_id=record.request_id
-            )
-        except ExporterError as exc:
-            self._set_aside(stored, str(exc))
-            return None
-
-    def _set_aside(self, stored: StoredRecord, reason: str) -> None:
-        self._spool.set_aside(stored.id, reason)
-        items = stored.record.item_count if stored.record else "unknown"
-        what = f"request {stored.id} ({items} items) is kept in the spool, but not written: {reason}"
-        self._notices.log(logging.ERROR, "set aside", what)
-
-    def _single_out(
-        self, signal: Signal, progress: _Progress, records: Sequence[StoredRecord], error: Exception
-    ) -> None:
-        """Find the request that fails: alone it is postponed, or set aside when the failure is a bug of ours."""
-        expected = isinstance(error, ExporterError)
-        if not expected:
-            self._notices.log(logging.CRITICAL, "bug", f"draining {signal.value} failed unexpectedly", exc_info=error)
-        if not progress.alone or len(records) != 1:
-            progress.alone = True
-            return
-        if expected:
-            request = records[0].id
-            failures = progress.failures[request] = progress.failures.get(request, 0) + 1
-            progress.postponed[request] = self._clock() + min(2.0**failures, _LONGEST_POSTPONEMENT)
-            what = f"request {request} ({signal.value}) fails alone, {failures} times so far, and has to wait: {error}"
-            self._notices.log(logging.ERROR, "postponed", what)
-        else:
-            with contextlib.suppress(OverloadedError):  # the spool's disk fails; then this comes up again
-                self._set_aside(records[0], f"internal error: {type(error).__name__}")
-
-    def _back_off(self, progress: _Progress) -> None:
-        progress.pause = min(max(progress.pause * 2, _LOOK_INTERVAL), _LONGEST_PAUSE)
-        progress.due = self._clock() + progress.pause
+        pause = self._writer.advance(self._spool, signal)
+        if pause is None:
+            pause = _LOOK_INTERVAL
+        return self._clock() + (pause or self._courtesy(began))
 
     def _courtesy(self, began: float) -> float:
         """Leave live traffic, where there is any, at least half of the time."""

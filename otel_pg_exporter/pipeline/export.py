@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 
-from otel_pg_exporter.errors import DatabaseUnavailableError, ExporterError, OverloadedError
+from otel_pg_exporter.errors import DatabaseUnavailableError, OverloadedError
 from otel_pg_exporter.model import Hold, Outcome, RowBatch, Signal, rejection_message, unbounded
 from otel_pg_exporter.pipeline.availability import Availability
 from otel_pg_exporter.pipeline.batcher import Answer
@@ -55,7 +55,7 @@ class Export:
         self._counters.add(received=count, in_flight=count)
         try:
             outcome = self._store(batch, body, received_at)
-        except ExporterError:
+        except BaseException:
             self._counters.add(in_flight=-count, refused=count)
             raise
         self._counters.add(

@@ -1,12 +1,14 @@
 """The spool: requests that PostgreSQL did not commit in time, safe on disk until it does.
 
 `append` returns when the request is fsynced; those that come together share one fsync. A file that is damaged is set
-aside, under another name beside the new one, and what can be read of it is kept.
+aside, under another name beside the new one, and what can be read of it is kept. A reserve of disk space lies beside
+it, too: SQLite needs some to remove what has filled the disk.
 """
 
 import contextlib
 import datetime as dt
 import logging
+import os
 import sqlite3
 import threading
 from collections import deque
@@ -27,6 +29,9 @@ _logger = logging.getLogger(__name__)
 FILE_NAME = "spool.db"
 CORRUPT_FILES = f"{FILE_NAME}.corrupt-*"
 _SIDE_FILES = ("", "-wal", "-shm")  # what SQLite finds a database by: the file's name and these
+_NEW_NAME = f"{FILE_NAME}.new"  # while it is filled
+_RESERVE_NAME = f"{FILE_NAME}.reserve"
+_RESERVE = 8 * 2**20  # bytes; SQLite's log may take 4 MiB of the disk, and as much again to be moved into the file
 _STEP = 16 * 2**20  # bytes that are moved at once
 
 
@@ -40,36 +45,42 @@ class Spool:
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         """Open the spool in a folder of its own. Raises StartupError."""
         self._path = folder / FILE_NAME
+        self._reserve = folder / _RESERVE_NAME
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._waiting: deque[tuple[SpoolRecord, Future[bool]]] = deque()
         self._notices = RateLimitedLogger(_logger)
         self._closed = False
+        self._last_id = 0
+        self._file: SpoolFile | None = None  # as long as a damaged one could not be replaced
         try:
             self._file = self._open()
+            self._keep_reserve()
         except (OSError, sqlite3.Error) as exc:
             raise StartupError(
-                f"the spool {self._path} cannot be opened: {exc}; choose another folder with --spool-dir, "
-                "or do without with --no-spool"
+                f"the spool {self._path} cannot be opened: {exc}; choose another spool_dir, or do without a spool"
             ) from exc
 
     def close(self) -> SpoolLevel:
         """Close the file, and remove it if it is empty; return what is left. May be repeated."""
         with self._lock:
-            if self._closed:
-                return SpoolLevel()
+            level = SpoolLevel()
+            with contextlib.suppress(OSError, OverloadedError):  # the latter is logged already, or closed
+                level = self._with_file(_close)
+                self._reserve.unlink(missing_ok=True)
+                if not level.requests:
+                    _unlink(self._path)
             self._closed = True
-            level = self._file.level
-            self._file.close()
-            if not level.requests:
-                for suffix in _SIDE_FILES:
-                    self._path.with_name(FILE_NAME + suffix).unlink(missing_ok=True)
             return level
 
     @property
     def level(self) -> SpoolLevel:
         """What is in the spool."""
         return self._run(lambda file: file.level)
+
+    def items(self, signal: Signal) -> int:
+        """Count the items of one signal, set aside or not."""
+        return self._run(lambda file: file.items(signal))
 
     def append(self, record: SpoolRecord) -> bool:
         """Return True once the request is fsynced; False if it was in the spool already, and is no second time.
@@ -97,6 +108,8 @@ class Spool:
                     return items
                 items += self._run(lambda file, moved=moved: _add_all(file, moved))  # type: ignore[misc] # mypy infers no default
                 other.remove([each.id for each in moved])
+        except OverloadedError:  # logged already; what was not moved stays where it is, too
+            return items
         finally:
             other.close()
         other.set_file_aside()
@@ -112,9 +125,13 @@ class Spool:
         """Read the oldest requests that are to be drained: one at least, unless there is none, and as many as fit."""
         return self._run(lambda file: file.oldest(signal, max_items=max_items, max_bytes=max_bytes, without=without))
 
-    def mark(self, ids: Collection[int], *, in_doubt: bool) -> None:
-        """Note, fsynced, whether PostgreSQL may have committed these requests."""
-        self._change(lambda file: file.mark(ids, in_doubt=in_doubt))
+    def doubt(self, ids: Collection[int], since: int) -> None:
+        """Note, fsynced, that PostgreSQL may commit these requests from now on, unless it may have already."""
+        self._change(lambda file: file.doubt(ids, since))
+
+    def settle_doubt(self, ids: Collection[int], since: int) -> None:
+        """Take back what `doubt` noted with the same time: PostgreSQL has not committed them."""
+        self._change(lambda file: file.settle_doubt(ids, since))
 
     def set_aside(self, id_: int, reason: str) -> None:
         """Keep a request, but don't offer it to be drained any more."""
@@ -123,7 +140,10 @@ class Spool:
     def remove(self, ids: Collection[int]) -> None:
         """Forget requests; an emptied file gives its disk space back."""
         self._change(lambda file: file.remove(ids))
-        self._run(lambda file: file.shrink())
+        with contextlib.suppress(OverloadedError):  # logged already; the requests are gone all the same
+            while self._run(lambda file: file.shrink()) and not self._waiting:
+                pass
+        self._keep_reserve()
 
     # How the file is used.
 
@@ -136,11 +156,11 @@ class Spool:
                 return [self._full(file, record) or file.add(record) for record, _ in taken]
 
         try:
-            outcomes: Sequence[bool | OverloadedError] = self._with_file(add)
-        except OverloadedError as exc:
+            outcomes: Sequence[bool | BaseException] = self._with_file(add)
+        except BaseException as exc:  # noqa: BLE001 - whatever it is: the others wait, and each raises it
             outcomes = [exc] * len(taken)
         for (_, answer), outcome in zip(taken, outcomes, strict=True):
-            if isinstance(outcome, OverloadedError):
+            if isinstance(outcome, BaseException):
                 answer.set_exception(outcome)
             else:
                 answer.set_result(outcome)
@@ -157,7 +177,13 @@ class Spool:
             with file.transaction():
                 change(file)
 
-        self._run(run)
+        try:
+            self._run(run)
+        except OverloadedError as exc:
+            if not isinstance(exc.__cause__, sqlite3.Error) or not self._reserve.exists():
+                raise
+            self._reserve.unlink()
+            self._run(run)
 
     def _run(self, operation: Callable[[SpoolFile], R]) -> R:
         with self._lock:
@@ -168,13 +194,15 @@ class Spool:
         if self._closed:
             raise OverloadedError("the spool is closed")
         try:
+            file = self._file = self._file or self._open()
             try:
-                return operation(self._file)
+                return operation(file)
             except sqlite3.DatabaseError as exc:
                 if not _is_damage(exc):
                     raise
+                self._file, self._last_id = None, file.last_id
                 with contextlib.suppress(sqlite3.Error):
-                    self._file.close()
+                    file.close()
                 self._file = self._replace(exc)
                 return operation(self._file)
         except (OSError, sqlite3.Error) as exc:
@@ -183,38 +211,83 @@ class Spool:
             raise OverloadedError(what) from exc
 
     def _open(self) -> SpoolFile:
+        if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
+            aside = self.set_file_aside()
+            _logger.error("%s is no file; it was set aside as %s", self._path, aside.name)
         try:
-            return SpoolFile(self._path)
+            return SpoolFile(self._path, last_id=self._last_id)
         except sqlite3.DatabaseError as exc:
-            if not _is_damage(exc):
+            # An error of SQL is the schema's fault: it is somebody else's file.
+            if not _is_damage(exc) and getattr(exc, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR:
                 raise
             return self._replace(exc)
 
     def _replace(self, damage: sqlite3.Error) -> SpoolFile:
-        """Set the damaged file aside, and return a new one with what can be read of it."""
-        damaged = self.set_file_aside()
-        file = SpoolFile(self._path)
-        items = _add_all(file, _readable(damaged))
+        """Set the damaged file aside, and return a new one with what can be read of it, under the ids that it had."""
+        new = self._path.with_name(_NEW_NAME)
+        _unlink(new)  # what an attempt that was interrupted has left
+        try:
+            with contextlib.closing(SpoolFile(new, last_id=self._last_id)) as file:
+                items = _add_all(file, _readable(self._path), known=self._last_id)
+                self._last_id = file.last_id
+            aside = self.set_file_aside()
+            _rename(new, self._path)
+        finally:
+            _unlink(new)
         _logger.error(
             "the spool %s is damaged (%s); it was set aside as %s, and the %s items that could be read of it are kept",
-            self._path, damage, damaged.name, f"{items:,}",
+            self._path, damage, aside.name, f"{items:,}",
         )  # fmt: skip
-        return file
+        return SpoolFile(self._path, last_id=self._last_id)
 
     def set_file_aside(self) -> Path:
         """Rename the closed file, if there is one, and return its new path."""
-        aside = f"{FILE_NAME}.corrupt-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S.%fZ}"
-        for suffix in _SIDE_FILES:
-            with contextlib.suppress(FileNotFoundError):
-                self._path.with_name(FILE_NAME + suffix).rename(self._path.with_name(aside + suffix))
-        return self._path.with_name(aside)
+        aside = self._path.with_name(f"{FILE_NAME}.corrupt-{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S.%fZ}")
+        _rename(self._path, aside)
+        return aside
+
+    def _keep_reserve(self) -> None:
+        """Make the reserve, if it is not there and there is room for it."""
+        if self._reserve.exists():
+            return
+        try:
+            descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, _RESERVE)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._reserve.unlink()
 
 
-def _add_all(file: SpoolFile, stored: Iterable[StoredRecord]) -> int:
+def _close(file: SpoolFile) -> SpoolLevel:
+    level = file.level
+    file.close()
+    return level
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Rename a database that is closed, if it is there; its log first, which by itself is nothing."""
+    for suffix in reversed(_SIDE_FILES):
+        with contextlib.suppress(FileNotFoundError):
+            old.with_name(old.name + suffix).rename(new.with_name(new.name + suffix))
+
+
+def _unlink(path: Path) -> None:
+    for suffix in _SIDE_FILES:
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _add_all(file: SpoolFile, stored: Iterable[StoredRecord], *, known: int = 0) -> int:
+    """Add requests, those with ids up to `known` under the same ones; return how many items came."""
     items = 0
     with file.transaction():
         for each in stored:
-            if each.record is not None and file.add(each.record, set_aside=each.set_aside):
+            id_ = each.id if 0 < each.id <= known else None
+            if each.record is not None and file.add(
+                each.record, id_=id_, set_aside=each.set_aside, in_doubt_since=each.in_doubt_since
+            ):
                 items += each.record.item_count
     return items
 

@@ -20,29 +20,40 @@ from typing import Any
 from otel_pg_exporter.model import Signal
 
 _OVERHEAD = 512  # bytes that a request takes beside its OTLP: header, index entries, its share of half-filled pages
-_SHRINK_ABOVE = 16 * 2**20  # bytes of an emptied file that are worth giving back
+_SHRINK_ABOVE = 16 * 2**20  # bytes of an emptied file that are worth giving back, and are given back at once
+_VERSION = 1  # of the schema
+# The moment before which PostgreSQL has not committed a request that is not in doubt. It takes as many bytes as any
+# other, for SQLite then changes it in place; else it would write the whole request anew.
+_NEVER = 2**63 - 1
+_LARGEST_ID = 2**62  # ids are counted up from 1, so a larger one is damage
 
-_SCHEMA = """
-PRAGMA auto_vacuum = INCREMENTAL;
+_SETTINGS = """
 PRAGMA locking_mode = EXCLUSIVE;
-PRAGMA journal_mode = WAL;
 PRAGMA journal_size_limit = 4194304;
 PRAGMA synchronous = FULL;
-CREATE TABLE IF NOT EXISTS requests (
+PRAGMA secure_delete = OFF; -- some builds overwrite what is removed, which takes room that a full disk has not
+"""
+_SCHEMA = f"""
+PRAGMA auto_vacuum = INCREMENTAL;
+PRAGMA journal_mode = WAL;
+BEGIN IMMEDIATE;
+CREATE TABLE requests (
     id INTEGER PRIMARY KEY,
     signal TEXT NOT NULL,
     request_id BLOB NOT NULL,
     received_at INTEGER NOT NULL, -- nanoseconds since the epoch
     item_count INTEGER NOT NULL,
-    in_doubt INTEGER NOT NULL, -- 1: PostgreSQL may have committed it already
+    in_doubt_since INTEGER NOT NULL, -- when PostgreSQL may first have committed it, as above
     set_aside TEXT, -- why it is not to be drained
     checksum BLOB NOT NULL,
     otlp BLOB NOT NULL,
     UNIQUE (signal, request_id)
 );
-CREATE INDEX IF NOT EXISTS requests_to_drain ON requests (signal, received_at, id) WHERE set_aside IS NULL;
+CREATE INDEX requests_to_drain ON requests (signal, received_at, id) WHERE set_aside IS NULL;
+PRAGMA user_version = {_VERSION};
+COMMIT;
 """
-_COLUMNS = "signal, request_id, received_at, item_count, in_doubt, set_aside, checksum, otlp"
+_COLUMNS = "id, signal, request_id, received_at, item_count, in_doubt_since, set_aside, checksum, otlp"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +64,7 @@ class SpoolRecord:
     request_id: bytes
     received_at: int  # ns since the epoch
     item_count: int
-    in_doubt: bool  # PostgreSQL may have committed it already
+    in_doubt: bool  # PostgreSQL may have committed it already, after it was received
     otlp: bytes
 
     @property
@@ -75,6 +86,7 @@ class StoredRecord:
     id: int
     record: SpoolRecord | None  # None: its checksum is wrong
     set_aside: str | None
+    in_doubt_since: int | None  # ns since the epoch: when PostgreSQL may first have committed it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,15 +103,21 @@ class SpoolLevel:
 class SpoolFile:
     """An open file; one thread at a time. Every method may raise sqlite3.Error."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, or make it with mode 0600. Raises sqlite3.DatabaseError also when its pages are damaged."""
+    def __init__(self, path: Path, *, last_id: int = 0) -> None:
+        """Open the file, or make it with mode 0600; no request that is added gets an id up to `last_id`.
+
+        Raises sqlite3.DatabaseError also when its pages are damaged, or when it is no file of ours.
+        """
         # Made here, since SQLite would make it as the umask says; its other files take its mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+        self._connection = _connected(path)
         try:
-            self._connection.executescript(_SCHEMA)
+            self._connection.executescript(_SETTINGS)
+            self._prepare()
             self._check()
             self._figures = Counter(self._sums("TRUE"))
+            # Never given twice while the file is open: what is done about an id is done about that request.
+            self.last_id = max(last_id, self._figure("SELECT max(id) FROM requests") or 0)
         except BaseException:
             self._connection.close()
             raise
@@ -111,8 +129,10 @@ class SpoolFile:
     @property
     def level(self) -> SpoolLevel:
         """What the file holds; all of it is counted along, but for `oldest`, which an index finds."""
-        oldest = self._figure("SELECT min(received_at) FROM requests WHERE set_aside IS NULL")
-        return SpoolLevel(**self._figures, oldest=oldest)
+        # Asked by signal, as the index is sorted: its whole length would take 0.1 s in a spool of a GiB.
+        query = "SELECT min(received_at) FROM requests WHERE set_aside IS NULL AND signal = ?"
+        found = (self._figure(query, signal.value) for signal in Signal)
+        return SpoolLevel(**self._figures, oldest=min((each for each in found if each is not None), default=None))
 
     @property
     def bytes(self) -> int:
@@ -133,16 +153,32 @@ class SpoolFile:
                 self._connection.execute("ROLLBACK")
             raise
 
-    def add(self, record: SpoolRecord, *, set_aside: str | None = None) -> bool:
-        """Add a request and return True; if it is there already, note at most that it is in doubt."""
+    def add(
+        self,
+        record: SpoolRecord,
+        *,
+        id_: int | None = None,
+        set_aside: str | None = None,
+        in_doubt_since: int | None = None,
+    ) -> bool:
+        """Add a request and return True; if it is there already, note at most that it is in doubt.
+
+        A request in doubt is so since its receipt, unless a moment is given.
+        """
+        if id_ is None:
+            id_ = self.last_id + 1
+        self.last_id = max(self.last_id, id_)
+        if in_doubt_since is None:
+            in_doubt_since = record.received_at if record.in_doubt else _NEVER
         added = self._connection.execute(
-            f"INSERT INTO requests ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            f"INSERT INTO requests ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
+                id_,
                 record.signal.value,
                 record.request_id,
                 record.received_at,
                 record.item_count,
-                record.in_doubt,
+                in_doubt_since,
                 set_aside,
                 record.checksum,
                 record.otlp,
@@ -151,19 +187,25 @@ class SpoolFile:
         if added.rowcount == 1:
             self._figures.update(_figures(1, record.item_count, int(set_aside is not None), len(record.otlp)))
             return True
-        if record.in_doubt:
+        if in_doubt_since != _NEVER:
+            # One less in any case: then `settle_doubt` by another, who knows but the time that was there, lets it be.
             self._connection.execute(
-                "UPDATE requests SET in_doubt = 1 WHERE signal = ? AND request_id = ?",
-                (record.signal.value, record.request_id),
+                "UPDATE requests SET in_doubt_since = min(in_doubt_since, ?1) - 1"
+                " WHERE signal = ?2 AND request_id = ?3",
+                (in_doubt_since, record.signal.value, record.request_id),
             )
         return False
+
+    def items(self, signal: Signal) -> int:
+        """Count the items of one signal, set aside or not."""
+        return self._figure(f"SELECT sum(item_count) FROM requests WHERE signal = '{signal.value}'") or 0
 
     def oldest(
         self, signal: Signal, *, max_items: int, max_bytes: int, without: Collection[int] = ()
     ) -> list[StoredRecord]:
         """Read the oldest requests that are to be drained: one at least, and as many as fit the limits."""
         rows = self._connection.execute(
-            f"SELECT id, {_COLUMNS} FROM requests"
+            f"SELECT {_COLUMNS} FROM requests"
             f" WHERE set_aside IS NULL AND signal = ? AND id NOT IN ({_listed(without)}) ORDER BY received_at, id",
             (signal.value,),
         )
@@ -171,12 +213,21 @@ class SpoolFile:
 
     def following(self, id_: int, *, max_bytes: int) -> list[StoredRecord]:
         """Read the requests behind this id, set aside or not: one at least, and as many as fit."""
-        rows = self._connection.execute(f"SELECT id, {_COLUMNS} FROM requests WHERE id > ? ORDER BY id", (id_,))
+        rows = self._connection.execute(f"SELECT {_COLUMNS} FROM requests WHERE id > ? ORDER BY id", (id_,))
         return _take(rows, max_items=sys.maxsize, max_bytes=max_bytes)
 
-    def mark(self, ids: Collection[int], *, in_doubt: bool) -> None:
-        """Note whether PostgreSQL may have committed these requests."""
-        self._connection.execute(f"UPDATE requests SET in_doubt = ? WHERE id IN ({_listed(ids)})", (in_doubt,))
+    def doubt(self, ids: Collection[int], since: int) -> None:
+        """Note that PostgreSQL may commit these requests from now on, unless it may have already."""
+        self._replace_doubt(ids, _NEVER, since)
+
+    def settle_doubt(self, ids: Collection[int], since: int) -> None:
+        """Note that PostgreSQL has not committed these requests, unless it may have at another time."""
+        self._replace_doubt(ids, since, _NEVER)
+
+    def _replace_doubt(self, ids: Collection[int], old: int, new: int) -> None:
+        self._connection.execute(
+            f"UPDATE requests SET in_doubt_since = ? WHERE in_doubt_since = ? AND id IN ({_listed(ids)})", (new, old)
+        )
 
     def set_aside(self, id_: int, reason: str) -> None:
         """Keep a request, but don't offer it to be drained any more."""
@@ -188,20 +239,33 @@ class SpoolFile:
         self._figures.subtract(self._sums(f"id IN ({_listed(ids)})"))
         self._connection.execute(f"DELETE FROM requests WHERE id IN ({_listed(ids)})")
 
-    def shrink(self) -> None:
-        """Give the disk space of an emptied file back."""
-        free = (self._figure("PRAGMA freelist_count") or 0) * (self._figure("PRAGMA page_size") or 0)
-        if not self._figures["requests"] and free > _SHRINK_ABOVE:
-            self._connection.execute("PRAGMA incremental_vacuum").fetchall()
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    def shrink(self) -> bool:
+        """Give some of the disk space of an emptied file back; tell whether there was any."""
+        page = self._figure("PRAGMA page_size") or 1
+        free = (self._figure("PRAGMA freelist_count") or 0) * page
+        if self._figures["requests"] != self._figures["set_aside"] or free <= _SHRINK_ABOVE:
+            return False
+        # By `executescript`, which runs it to its end; `execute` would leave it after one page.
+        self._connection.executescript(
+            f"PRAGMA incremental_vacuum({_SHRINK_ABOVE // page}); PRAGMA wal_checkpoint(TRUNCATE);"
+        )
+        return True
+
+    def _prepare(self) -> None:
+        version = self._figure("PRAGMA user_version")
+        if version == _VERSION:
+            return
+        if self._figure("SELECT count(*) FROM sqlite_master"):
+            raise sqlite3.DatabaseError(f"its schema is version {version}, not {_VERSION}")
+        self._connection.executescript(_SCHEMA)
 
     def _check(self) -> None:
         [(verdict,)] = self._connection.execute("PRAGMA quick_check(1)").fetchall()
-        if verdict != "ok":
+        if verdict != "ok" or (self._figure("SELECT max(id) FROM requests") or 0) > _LARGEST_ID:
             raise sqlite3.DatabaseError(verdict)
 
-    def _figure(self, query: str) -> int | None:
-        [(figure,)] = self._connection.execute(query).fetchall()
+    def _figure(self, query: str, *parameters: str) -> int | None:
+        [(figure,)] = self._connection.execute(query, parameters).fetchall()
         return None if figure is None else int(figure)
 
     def _sums(self, condition: str) -> dict[str, int]:
@@ -212,6 +276,12 @@ class SpoolFile:
         return _figures(*sums)
 
 
+def _connected(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+    connection.text_factory = lambda data: data.decode(errors="replace")  # damage may be anywhere
+    return connection
+
+
 def _figures(requests: int, items: int, set_aside: int, size: int) -> dict[str, int]:
     return {"requests": requests, "items": items, "set_aside": set_aside, "bytes": size + requests * _OVERHEAD}
 
@@ -219,10 +289,12 @@ def _figures(requests: int, items: int, set_aside: int, size: int) -> dict[str, 
 def read_damaged(path: Path) -> Iterator[StoredRecord]:
     """Read what can still be read of a damaged file: up to the damage, from either side."""
     seen: set[int] = set()
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+    with closing(_connected(path)) as connection:
+        # No shared memory, as above; and the second makes SQLite read a file that is shorter than it says.
+        connection.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA writable_schema = ON;")
         for order in ("ASC", "DESC"):
             try:
-                for row in connection.execute(f"SELECT id, {_COLUMNS} FROM requests NOT INDEXED ORDER BY id {order}"):
+                for row in connection.execute(f"SELECT {_COLUMNS} FROM requests NOT INDEXED ORDER BY id {order}"):
                     if row[0] in seen:
                         return
                     seen.add(row[0])
@@ -252,17 +324,22 @@ def _listed(ids: Iterable[int]) -> str:
 
 
 def _stored(row: tuple[Any, ...]) -> StoredRecord:
-    id_, signal, request_id, received_at, item_count, in_doubt, set_aside, checksum, otlp = row
+    id_, signal, request_id, received_at, item_count, in_doubt_since, set_aside, checksum, otlp = row
     try:
         record = SpoolRecord(
             signal=Signal(signal),
             request_id=request_id,
             received_at=received_at,
             item_count=item_count,
-            in_doubt=bool(in_doubt),
+            in_doubt=in_doubt_since != _NEVER,
             otlp=otlp,
         )
-        intact = record.checksum == checksum
+        intact = record.checksum == checksum and isinstance(in_doubt_since, int)
     except (TypeError, ValueError, struct.error):  # damage may be anywhere
         intact = False
-    return StoredRecord(id=id_, record=record if intact else None, set_aside=set_aside)
+    return StoredRecord(
+        id=id_,
+        record=record if intact else None,
+        set_aside=set_aside,
+        in_doubt_since=None if in_doubt_since == _NEVER else in_doubt_since,
+    )

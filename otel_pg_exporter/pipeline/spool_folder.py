@@ -28,8 +28,9 @@ import platformdirs
 from otel_pg_exporter.errors import StartupError
 from otel_pg_exporter.pipeline.spool import CORRUPT_FILES
 
-_OTHER_FOLDER = "choose another folder with --spool-dir, or do without with --no-spool"
+_OTHER_FOLDER = "choose another spool_dir, or do without a spool"
 _LOCK_NAME = "lock"
+_ATTEMPTS = 20  # to make a folder: between that and its lock, another process may take it for a dead one's
 
 
 def default_spool_dir() -> Path:
@@ -90,17 +91,17 @@ class SpoolFolders:
 
     def of_dead_processes(self) -> Iterator[ProcessFolder]:
         """Yield the folders of dead processes, each locked; who takes one releases it."""
-        for path in sorted(self.path.iterdir()):
+        for path in _entries(self.path):
             if path != self._own and (folder := _lock(path)) is not None:
                 yield folder
 
     def others(self) -> list[Path]:
         """List the folders of other PostgreSQLs in which something is left and no process is at work."""
         found = []
-        for folder in sorted(self.root.iterdir()):
-            if folder == self.path or folder.is_symlink() or not folder.is_dir():
+        for folder in _entries(self.root):
+            if folder == self.path or folder.is_symlink():
                 continue
-            for path in folder.iterdir():
+            for path in _entries(folder):
                 if (locked := _lock(path)) is not None:
                     locked.release()
                     if path.exists():
@@ -109,10 +110,21 @@ class SpoolFolders:
         return found
 
     def _new(self) -> ProcessFolder:
-        path = self.path / f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}"
-        path.mkdir(0o700)
-        _sync(self.path)
-        return _lock(path) or self._new()  # in between, somebody may take it for a dead process's
+        for _ in range(_ATTEMPTS):
+            path = self.path / f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}"
+            path.mkdir(0o700)
+            _sync(self.path)
+            if (folder := _try_lock(path)) is not None:
+                return folder
+        raise OSError(f"{_ATTEMPTS} new folders in it were taken away at once")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """List what is in a folder, if it is one that we may read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _make(folder: Path) -> os.stat_result:
@@ -141,21 +153,24 @@ def _make_private(folder: Path) -> None:
 
 
 def _lock(path: Path) -> ProcessFolder | None:
-    """Lock a process's folder; None when it is not one, or when its process lives."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    """Lock a process's folder; None when it is not one of ours, or when its process lives."""
     try:
-        if path.is_symlink():
-            return None
-        descriptor = os.open(path / _LOCK_NAME, flags, 0o600)
+        found = path.lstat()
+        return _try_lock(path) if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() else None
     except OSError:
         return None
-    try:
+
+
+def _try_lock(path: Path) -> ProcessFolder | None:
+    """Lock a folder; None when another process has locked or removed it. Raises OSError when it can't be locked."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.ExitStack() as opened, contextlib.suppress(BlockingIOError, FileNotFoundError):
+        descriptor = os.open(path / _LOCK_NAME, flags, 0o600)
+        opened.callback(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), (path / _LOCK_NAME).lstat()):
+            opened.pop_all()
             return ProcessFolder(path, descriptor)
-    except OSError:  # locked, or removed meanwhile
-        pass
-    os.close(descriptor)
     return None
 
 

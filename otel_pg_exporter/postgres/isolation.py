@@ -20,6 +20,14 @@ _NAMED_LIMIT = 100  # rows set aside by name; beyond that halving is as quick [m
 _SAMPLE = 16  # rows tried alone before a failing control row is believed
 
 
+def refuses_all(table: str, failure: psycopg.Error) -> DeploymentError:
+    """Say that not even a row that is valid by the mapping is taken."""
+    return DeploymentError(
+        f"PostgreSQL refuses every row of {table}, valid ones too: {reason(failure)} ({failure.sqlstate});"
+        " compare the tables with `otel-pg-exporter migrate --check`"
+    )
+
+
 class RowStore(Protocol):
     """What isolation needs of a transaction. Each method raises psycopg.Error."""
 
@@ -56,6 +64,9 @@ class Isolation:
         Raises DeploymentError when the fault lies with the table and not with the rows, and psycopg.Error for
         anything that is about neither.
         """
+        # Holds the table as it is until the transaction ends. A savepoint that is undone lets go of its locks, and the
+        # table could be mended or damaged between the verdict on it and those on rows.
+        self._store.insert(())
         pending = list(self._after_sampling(rows))
         while pending:
             chunk = pending.pop()
@@ -75,10 +86,7 @@ class Isolation:
         sample = rows[:: max(1, len(rows) // _SAMPLE)]
         accepted = sum(map(self._judge, sample))
         if accepted == 0:
-            raise DeploymentError(
-                f"PostgreSQL refuses every row of {self._merged.signal.table}, valid ones too: {reason(failure)}"
-                f" ({failure.sqlstate}); compare the tables with `otel-pg-exporter migrate --check`"
-            ) from failure
+            raise refuses_all(self._merged.signal.table, failure) from failure
         judged = set(sample)
         yield [row for row in rows if row not in judged]
 

@@ -37,6 +37,7 @@ _PAUSE = 0.5  # seconds between attempts, for the writers that queued up
 
 _MAX_IDENTIFIER = 63  # bytes; PostgreSQL cuts longer ones, and finds them no more
 _FILE = re.compile(r"(\d{4})_\w+\.sql")
+_TABLES = frozenset({"dead_letters", "ingest_requests", "logs", "resources", "spans", "traces"})
 _PLACEHOLDER = re.compile(r"(?<!:):(schema|promoted_columns)\b")
 
 
@@ -126,6 +127,7 @@ def _migrate(connection: Connection, settings: DatabaseSettings, mapping: Mappin
     for migration in pending:
         _execute(connection, migration.statements(schema, mapping))
 
+    _refuse_lost_tables(connection, schema)
     columns = mapped_columns(mapping)
     added = missing_columns(columns, existing_columns(connection, schema))
     if lost := [f"{each.table}.{each.name}" for each in added if not each.promoted]:
@@ -171,6 +173,8 @@ def check(connection: Connection, schema: str, mapping: Mapping) -> None:
         if not tables:
             raise SchemaError(f"the database has no schema {schema} with our tables: {_remedy(schema, mapping)}")
         pending = _pending(_applied(connection, schema), schema)
+        if not pending:
+            _refuse_lost_tables(connection, schema)
         missing = missing_columns(mapped_columns(mapping), existing_columns(connection, schema))
     except psycopg.Error as exc:
         raise _translated(exc, schema) from exc
@@ -183,6 +187,18 @@ def check(connection: Connection, schema: str, mapping: Mapping) -> None:
         raise SchemaError(
             f"schema {schema} lacks columns that the mapping declares: "
             f"{', '.join(f'{each.table}.{each.name}' for each in missing)}; {_remedy(schema, mapping)}"
+        )
+
+
+def _refuse_lost_tables(connection: Connection, schema: str) -> None:
+    found = connection.execute(
+        "SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = %s",
+        [schema],
+    ).fetchall()
+    if lost := sorted(_TABLES - {name for (name,) in found}):
+        raise SchemaError(
+            f"tables that the migrations made are gone from schema {schema}: {', '.join(lost)}; restore them from a "
+            "backup, or with their statements in what `otel-pg-exporter migrate --print` prints"
         )
 
 

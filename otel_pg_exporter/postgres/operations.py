@@ -16,6 +16,8 @@ _MARGIN = 5.0  # seconds that the server's own timeouts get to strike first
 
 # Values travel as text where a damaged row may hold what Python can't; so the text must be the same everywhere.
 _SPELLING = "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'; SET LOCAL bytea_output = 'hex'"
+# To compile a statement over hundreds of partitions takes longer than to run it.
+_NO_JIT = "SET LOCAL jit = off"
 
 _HINTS = {
     "57014": "allow it more time by --statement-timeout",
@@ -32,7 +34,7 @@ def transaction(connection: Connection, settings: DatabaseSettings, *, doing: st
     with watchdog(connection, _STATEMENTS * settings.statement_timeout + _MARGIN):
         try:
             connection.execute(statements.begin(settings))
-            connection.execute(_SPELLING)
+            connection.execute(f"{_SPELLING}; {_NO_JIT}")
             yield connection
             connection.execute("COMMIT")
         except BaseException as exc:

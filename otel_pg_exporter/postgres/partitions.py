@@ -49,7 +49,7 @@ def ahead(connection: Connection, schema: str, days_ahead: int = 7) -> frozenset
 
 def _ensure(connection: Connection, schema: str, first: int, last: int, lock_timeout: float) -> set[int]:
     # Said in full: the function needs READ COMMITTED, whatever the user's default is.
-    limits = sql.SQL("SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = {}").format(
+    limits = sql.SQL("SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {}").format(
         f"{max(1, round(lock_timeout * 1000))}ms"
     )
     call = sql.SQL(

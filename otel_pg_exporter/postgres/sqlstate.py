@@ -23,12 +23,13 @@ class Verdict(enum.Enum):
 
 # The longest matching prefix decides.
 _TABLE = {
+    "08P01": Verdict.DATA,  # binary data too short for a column's type, over a connection that lives
     "0A": Verdict.DEPLOYMENT,  # feature not supported
     "21": Verdict.DATA,  # cardinality violation
     "22": Verdict.DATA,  # data exception
     "23": Verdict.DATA,  # integrity constraint violation
     "23505": Verdict.DUPLICATE,
-    "25006": Verdict.RETRY,  # read-only transaction: a failover is under way
+    "25006": Verdict.RETRY,  # read-only transaction: a standby, or a server that is fenced off
     "28": Verdict.DEPLOYMENT,  # invalid authorization
     "3D": Verdict.DEPLOYMENT,  # no such database
     "3F": Verdict.DEPLOYMENT,  # no such schema
@@ -41,6 +42,7 @@ _TABLE = {
 
 _MIGRATE = "run `otel-pg-exporter migrate` with the same settings"
 _REMEDIES = {
+    "23514": "attach the DEFAULT partition again",
     "42501": "grant what docs/roles.md lists",
     "42P01": _MIGRATE,
     "42703": _MIGRATE,
@@ -58,6 +60,8 @@ def classify(error: psycopg.Error, *, broken: bool) -> Verdict:
     state = error.sqlstate
     if broken or state is None:
         return Verdict.RETRY
+    if state == "23514" and error.diag.table_name and not error.diag.constraint_name:
+        return Verdict.DEPLOYMENT  # no CHECK, but a day without partition where DEFAULT is detached
     for length in (5, 3, 2):
         if state[:length] in _TABLE:
             return _TABLE[state[:length]]
@@ -76,18 +80,11 @@ def unavailable(error: psycopg.Error, *, phase: str, broken: bool) -> DatabaseUn
     """Translate an error that is not about single rows, with the remedy where one is known."""
     state = error.sqlstate or "no SQLSTATE"
     text = f"{phase}: {reason(error)} ({state})"
-    if _met_standby(error, phase):
-        return OutageError(f"PostgreSQL is a standby, and read-only until it is promoted, at {text}")
     if classify(error, broken=broken) is not Verdict.RETRY:
         return DeploymentError(f"PostgreSQL refuses every row at {text}; {remedy(error)}")
     # Without a connection, nobody knows whether a COMMIT that was on its way arrived.
     kind = OutageError if is_outage(error, broken=broken) else DatabaseUnavailableError
     return kind(f"PostgreSQL failed at {text}", in_doubt=broken and phase == "COMMIT")
-
-
-def _met_standby(error: psycopg.Error, phase: str) -> bool:
-    """Tell whether the server is in recovery: READ WRITE, as our transactions begin, is no feature of it then."""
-    return error.sqlstate == "0A000" and phase in {"BEGIN", "partitions", "ensure_partitions"}
 
 
 def remedy(error: psycopg.Error) -> str:

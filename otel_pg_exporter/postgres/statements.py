@@ -5,7 +5,7 @@ then bytes), so the bytes that COPY would send also feed `INSERT … SELECT FROM
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import psycopg
 from psycopg import sql
@@ -32,6 +32,7 @@ _OIDS = {
 _NULL = b"\xff\xff\xff\xff"
 _COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 _COPY_TRAILER = struct.pack("!h", -1)
+_COPY_PIECE = 2**20  # bytes
 
 
 class Array(bytes):
@@ -92,9 +93,16 @@ def _join(kind: ColumnType, fields: Sequence[bytes]) -> Array:
     return Array(struct.pack("!iiiii", 1, 1, _OIDS[kind], len(fields), 1) + b"".join(fields))
 
 
-def copy_data(rows: Iterable[bytes]) -> bytes:
-    """Frame binary COPY tuples as one COPY stream."""
-    return b"".join([_COPY_HEADER, *rows, _COPY_TRAILER])
+def copy_data(rows: Iterable[bytes]) -> Iterator[bytes]:
+    """Frame binary COPY tuples as one COPY stream, in pieces: no batch, however large, is in memory a second time."""
+    pieces, size = [_COPY_HEADER], 0
+    for row in rows:
+        pieces.append(row)
+        size += len(row)
+        if size >= _COPY_PIECE:
+            yield b"".join(pieces)
+            pieces, size = [], 0
+    yield b"".join([*pieces, _COPY_TRAILER])
 
 
 def begin(settings: DatabaseSettings) -> sql.Composed:
@@ -106,8 +114,9 @@ def begin(settings: DatabaseSettings) -> sql.Composed:
     }
     if settings.synchronous_commit != "server":
         limits["synchronous_commit"] = settings.synchronous_commit
-    # Said in full: the user's default_transaction_* settings are made for other work.
-    parts: list[sql.Composable] = [sql.SQL("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")]
+    # The level is said in full, since the user's default is made for other work; READ WRITE is not, since a server that
+    # was made read-only, because its disk fills up or another one takes over, is to be left alone.
+    parts: list[sql.Composable] = [sql.SQL("BEGIN ISOLATION LEVEL READ COMMITTED")]
     parts += [sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(name), value) for name, value in limits.items()]
     return sql.SQL("; ").join(parts)
 

@@ -53,6 +53,22 @@ def aggregate(facts: Iterable[SpanFacts]) -> dict[bytes, TraceAggregate]:
     return traces
 
 
+def control(sum_count: int) -> dict[bytes, TraceAggregate]:
+    """Build the aggregate of a span that is valid by the mapping, whatever the senders sent; its ids are all zeros."""
+    facts = SpanFacts(
+        trace_id=bytes(16),
+        span_id=bytes(8),
+        start=0,
+        end=0,
+        error=False,
+        root=True,
+        name="control",
+        service_name="control",
+        sums=(0,) * sum_count,
+    )
+    return aggregate([facts])
+
+
 def parameters(traces: dict[bytes, TraceAggregate], sum_count: int) -> list[Array]:
     """Turn aggregates into the parameters of `statements.upsert_traces`, sorted by trace id.
 

@@ -8,7 +8,7 @@ import contextlib
 import datetime as dt
 import enum
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,13 @@ from otel_pg_exporter.mapping import Mapping as ColumnMapping
 from otel_pg_exporter.model import ColumnType, Outcome, Signal, rejection_message
 from otel_pg_exporter.postgres import statements, traces
 from otel_pg_exporter.postgres.connection import Connection
-from otel_pg_exporter.postgres.isolation import Isolation
+from otel_pg_exporter.postgres.isolation import Isolation, refuses_all
 from otel_pg_exporter.postgres.merge import Merged, Tally
 from otel_pg_exporter.postgres.sqlstate import Verdict, classify, reason
 from otel_pg_exporter.transcode.copy_format import control_row
+
+_LETTERS_SLICE = 4 * 2**20  # bytes of dead letters in one statement, which holds them three times
+_LETTER_OVERHEAD = 500  # bytes that one takes beside its item and reason
 
 
 class Method(enum.Enum):
@@ -154,6 +157,13 @@ class Transaction:
             raise
         self._connection.execute("RELEASE SAVEPOINT item")
 
+    @contextlib.contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Undo what happens inside, whether it fails or not."""
+        with self.savepoint():
+            yield
+            self._connection.execute("ROLLBACK TO SAVEPOINT item")
+
     def copy(self, rows: Sequence[int]) -> None:
         """COPY rows straight into the table."""
         self._copy(self._table.copy, rows)
@@ -175,10 +185,10 @@ class Transaction:
         return self._insert(self._table.insert_staged, ())
 
     def _copy(self, statement: bytes, rows: Sequence[int]) -> None:
-        data = statements.copy_data(map(self._merged.rows.__getitem__, rows))
-        self._bytes += len(data)
         with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
-            copy.write(data)
+            for data in statements.copy_data(map(self._merged.rows.__getitem__, rows)):
+                self._bytes += len(data)
+                copy.write(data)
 
     def _insert(self, statement: bytes, arrays: Sequence[statements.Array]) -> frozenset[bytes] | None:
         with self._connection.cursor(binary=True) as cursor:
@@ -194,9 +204,8 @@ class Transaction:
     def probe(self) -> None:
         """INSERT a row that is valid by the mapping, and undo it."""
         columns = self._compiled.columns[self._merged.signal]
-        with self.savepoint():
-            self._connection.execute(self._table.insert, statements.columns_of(columns, [control_row(columns)]))
-            self._connection.execute("ROLLBACK TO SAVEPOINT item")
+        with self._undone():
+            self._execute(self._table.insert, statements.columns_of(columns, [control_row(columns)]))
 
     # The steps, in lock order.
 
@@ -204,14 +213,19 @@ class Transaction:
         self.phase = "resources"
         if not self._new_resources:
             return
-        for resource_id, error in self._refused(self._new_resources, self._upsert_resources).items():
+        resources = self._merged.resources
+        refused = self._refused(
+            self._new_resources,
+            lambda ids: self._upsert_resources(map(resources.__getitem__, ids)),
+            control=lambda: self._upsert_resources([control_row(self._compiled.resources)]),
+        )
+        for resource_id, error in refused.items():
             self._refused_resources.add(resource_id)
             for row, its_resource in enumerate(self._merged.resource_ids):
                 if its_resource == resource_id:
                     self._tally.reject(row, f"resource: {reason(error)}", error.sqlstate)
 
-    def _upsert_resources(self, ids: Sequence[bytes]) -> None:
-        rows = [self._merged.resources[resource_id] for resource_id in ids]
+    def _upsert_resources(self, rows: Iterable[bytes]) -> None:
         arrays = statements.columns_of(self._compiled.resources, rows)
         self._execute(self._compiled.upsert_resources, [self._seen_at, *arrays])
 
@@ -263,7 +277,9 @@ class Transaction:
         if not sums:
             return
         refused = self._refused(
-            sorted(sums), lambda ids: self._upsert_traces({trace_id: sums[trace_id] for trace_id in ids})
+            sorted(sums),
+            lambda ids: self._upsert_traces({trace_id: sums[trace_id] for trace_id in ids}),
+            control=lambda: self._upsert_traces(traces.control(self._compiled.sum_count)),
         )
         if refused:
             # Their spans are in already, and a writer may not delete: start over without them.
@@ -275,23 +291,38 @@ class Transaction:
         self._execute(self._compiled.upsert_traces, traces.parameters(sums, self._compiled.sum_count))
 
     def _put_dead_letters(self) -> None:
+        """Keep what was refused; in slices, since each letter repeats its resource and scope."""
         self.phase = "dead letters"
-        letters = [
-            (
-                batch.signal.value.encode(),
-                batch.request_id,
-                struct.pack("!q", rejection.item),
-                rejection.reason.encode(),
-                None if rejection.sqlstate is None else rejection.sqlstate.encode(),
-                batch.otlp(rejection.item),
-            )
+        refused = [
+            (batch, rejection)
             for index, batch in enumerate(self._merged.batches)
             if index not in self._tally.replayed and index not in self._tally.coalesced
             for rejection in self._tally.rejections(index)
         ]
+        refused.sort(key=lambda each: (each[0].request_id, each[1].item))
+        letters: list[Sequence[bytes | None]] = []
+        size = 0
+        for batch, rejection in refused:
+            otlp = batch.otlp(rejection.item)
+            letters.append(
+                (
+                    batch.signal.value.encode(),
+                    batch.request_id,
+                    struct.pack("!q", rejection.item),
+                    rejection.reason.encode(),
+                    None if rejection.sqlstate is None else rejection.sqlstate.encode(),
+                    otlp,
+                )
+            )
+            size += len(otlp) + len(rejection.reason) + _LETTER_OVERHEAD
+            if size >= _LETTERS_SLICE:
+                self._insert_dead_letters(letters)
+                letters, size = [], 0
         if letters:
-            letters.sort(key=lambda letter: letter[1:3])
-            self._execute(self._compiled.insert_dead_letters, statements.arrays(statements.DEAD_LETTER_TYPES, letters))
+            self._insert_dead_letters(letters)
+
+    def _insert_dead_letters(self, letters: Sequence[Sequence[bytes | None]]) -> None:
+        self._execute(self._compiled.insert_dead_letters, statements.arrays(statements.DEAD_LETTER_TYPES, letters))
 
     def _amend_requests(self, outcomes: Sequence[Outcome]) -> None:
         """Correct the ledger for requests that lost items here: a retry must hear the same answer."""
@@ -305,11 +336,28 @@ class Transaction:
     def _execute(self, statement: bytes, parameters: Sequence[object]) -> psycopg.Cursor[tuple[Any, ...]]:
         return self._connection.execute(statement, parameters)
 
-    def _refused(self, ids: Sequence[bytes], upsert: Callable[[Sequence[bytes]], None]) -> dict[bytes, psycopg.Error]:
-        """Upsert rows; when isolating, return those that are bad by themselves instead of failing."""
+    def _refused(
+        self, ids: Sequence[bytes], upsert: Callable[[Sequence[bytes]], None], *, control: Callable[[], None]
+    ) -> dict[bytes, psycopg.Error]:
+        """Upsert rows; when isolating, return those that are bad by themselves instead of failing.
+
+        Raises DeploymentError when all are refused, and so is `control`, a row that is valid by the mapping.
+        """
         if self.method is not Method.ISOLATE:
             upsert(ids)
             return {}
+        upsert(())  # holds the table as it is, see Isolation.run
+        refused = self._search(ids, upsert)
+        if len(refused) == len(ids):
+            try:
+                with self._undone():
+                    control()
+            except psycopg.Error as exc:
+                self._reraise_unless_data(exc)
+                raise refuses_all(self.phase, exc) from exc
+        return refused
+
+    def _search(self, ids: Sequence[bytes], upsert: Callable[[Sequence[bytes]], None]) -> dict[bytes, psycopg.Error]:
         try:
             with self.savepoint():
                 upsert(ids)
@@ -318,7 +366,7 @@ class Transaction:
             if len(ids) == 1:
                 return {ids[0]: exc}
             middle = len(ids) // 2
-            return self._refused(ids[:middle], upsert) | self._refused(ids[middle:], upsert)
+            return self._search(ids[:middle], upsert) | self._search(ids[middle:], upsert)
         return {}
 
     def _reraise_unless_data(self, error: psycopg.Error) -> None:

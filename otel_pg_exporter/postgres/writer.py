@@ -25,7 +25,6 @@ from otel_pg_exporter.postgres.transaction import BadTracesError, Method, Statem
 from otel_pg_exporter.telemetry import BatchReport, RateLimitedLogger, Statistics
 
 _logger = logging.getLogger(__name__)
-_notices = RateLimitedLogger(_logger)
 
 _RESOURCE_LIFETIME = 86_400.0  # seconds until `last_seen` is refreshed
 _RESOURCES_KEPT = 100_000  # ids; a sender that makes up resources must not fill the memory
@@ -53,6 +52,7 @@ class Writer:
         self._statistics = statistics
         self._transaction = transaction
         self._clock = clock
+        self._notices = RateLimitedLogger(_logger)
         self._lock = threading.Lock()
         self._resources: dict[bytes, float] = {}  # committed resource id to the time when it expires
         self._days: dict[int, float] = {}  # day to the time until which it needs no asking
@@ -84,7 +84,7 @@ class Writer:
         try:
             return lent.enter_context(self._connections.borrow(patience))
         except DatabaseUnavailableError as exc:
-            said = _notices.log(logging.WARNING, "connect", str(exc))
+            said = self._notices.log(logging.WARNING, "connect", str(exc))
             if isinstance(exc, OutageError):  # not when all connections are busy
                 self._note_outage(None, said=said)
             raise
@@ -111,7 +111,7 @@ class Writer:
             except BadTracesError as exc:
                 refused_traces |= exc.refusals
             except DeploymentError as exc:
-                self._note_outage(merged.signal, said=_notices.log(logging.ERROR, "deployment", str(exc)))
+                self._note_outage(merged.signal, said=self._notices.log(logging.ERROR, merged.signal.value, str(exc)))
                 raise
             except psycopg.Error as exc:
                 verdict = classify(exc, broken=attempt.broken)
@@ -168,7 +168,7 @@ class Writer:
         translated = unavailable(error, phase=phase, broken=broken)
         refused = isinstance(translated, DeploymentError)
         level = logging.ERROR if refused else logging.WARNING
-        said = _notices.log(level, f"{type(translated).__name__} {error.sqlstate}", str(translated))
+        said = self._notices.log(level, f"{type(translated).__name__} {error.sqlstate}", str(translated))
         if isinstance(translated, OutageError):
             self._note_outage(signal if refused else None, said=said)
         return translated

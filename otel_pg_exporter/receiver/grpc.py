@@ -16,9 +16,9 @@ import grpc
 
 from otel_pg_exporter.config import ReceiverSettings
 from otel_pg_exporter.errors import ExporterError, StartupError, UndecodableError
-from otel_pg_exporter.model import Outcome, Signal
-from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate, SizeEstimate
-from otel_pg_exporter.receiver.body_deadline import BodyDeadline
+from otel_pg_exporter.model import Hold, Outcome, Signal
+from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate, Reservation, SizeEstimate
+from otel_pg_exporter.receiver.body_watch import BodyWatch
 from otel_pg_exporter.receiver.endpoint import check_free, parse_endpoint
 from otel_pg_exporter.receiver.health import Health
 from otel_pg_exporter.receiver.metrics import refuse_metrics
@@ -40,8 +40,8 @@ _METRICS_SERVICE = "opentelemetry.proto.collector.metrics.v1.MetricsService"
 # Threads beyond `max_calls`, for what never waits: refusals and health checks.
 _RESERVE_THREADS = 16
 
-# A body that waits for its commit is held once as it came and once as rows of about its size; protobuf's objects add
-# up to 2.8 times the body (measured: 5 short attributes a span), but only while it is transcoded.
+# A body that waits for its commit is held once as it came and once as rows of about its size; a third time for what
+# decoding and COPY take meanwhile. Rows that take more are reported as they grow.
 _MEMORY_FACTOR = 3
 
 # The least that a call with an unread body is reckoned to hold: its HTTP/2 window.
@@ -52,9 +52,16 @@ _LEAST_ESTIMATE = 2**16
 # eighth: then bodies are let in that don't fit once their size is known.
 _LARGEST_ESTIMATE = 1 / 4
 
+# Bodies that are still being read are larger than the estimate when senders that were small so far all turn large at
+# once. So beyond this many times the budget of resident memory all but a few of them are given up.
+_CROWDED = 2
+
 # Seconds that a call waits for a place in the byte budget. Its body is not read meanwhile, so HTTP/2's flow control
 # holds its sender back: that smooths bursts without a refusal, which some exporters (Node's) answer by dropping.
 _ADMISSION_TIMEOUT = 1.0
+
+# Seconds that one request at a time waits for room for its rows: until those before it are committed or spooled.
+_GROWTH_TIMEOUT = 10.0
 
 # Seconds for the last answers to leave and for health watchers to be told, once no export is in flight any more.
 _FLUSH_TIMEOUT = 1.0
@@ -74,7 +81,7 @@ class GrpcServer:
     """Serves OTLP/gRPC: admits a call, reads its body, hands it to `export`, and answers with what became of it.
 
     `export` is called in the call's thread, many at a time, and must not wait for ever; it raises ExporterError for a
-    whole request. A call's reservation in `budget` lasts until `export` returns.
+    whole request. A call's reservation in `budget` lasts until `export` returns, and grows by the `Hold` it is given.
 
     On a shared port (`reuse_port`) a connection lives for `connection_age` seconds, give or take 10 %. Then its client
     is told by GOAWAY to open another, which after a stop has begun leads to the next process.
@@ -82,7 +89,7 @@ class GrpcServer:
 
     def __init__(
         self,
-        export: Callable[[Signal, bytes], Outcome],
+        export: Callable[[Signal, bytes, Hold], Outcome],
         budget: ByteBudget,
         settings: ReceiverSettings,
         *,
@@ -94,7 +101,7 @@ class GrpcServer:
         self._endpoint = parse_endpoint(settings.grpc_endpoint, setting=ENDPOINT_SETTING)
         self._estimate = SizeEstimate(floor=_LEAST_ESTIMATE, cap=int(budget.limit * _LARGEST_ESTIMATE))
         self._gate = CallGate(settings.max_calls)
-        self._body_deadline = BodyDeadline(body_timeout)
+        self._bodies = BodyWatch(body_timeout, memory_limit=budget.limit * _CROWDED)
         self._unexpected = UnexpectedErrors()
         self._health = Health([*_SERVICES.values(), _METRICS_SERVICE])
         self._threads = ThreadPoolExecutor(settings.max_calls + _RESERVE_THREADS, thread_name_prefix="otlp-grpc")
@@ -120,7 +127,7 @@ class GrpcServer:
                 f"cannot listen on {self._endpoint}; choose another with {ENDPOINT_SETTING}: {exc}"
             ) from exc
         self._server.start()
-        self._body_deadline.start()
+        self._bodies.start()
         self._port = port
         return port
 
@@ -147,7 +154,7 @@ class GrpcServer:
         self._gate.close()
         finished = self._gate.wait_idle(max(0.0, deadline - time.monotonic()))
         self._server.stop(_FLUSH_TIMEOUT if finished else None).wait()
-        self._body_deadline.stop()
+        self._bodies.stop()
         # Handlers that outlive the grace period end with their export's own timeout; nobody waits for them here.
         self._threads.shutdown(wait=finished)
 
@@ -163,13 +170,13 @@ class GrpcServer:
         while count_connections(self._port) and (left := deadline - time.monotonic()) > 0:
             pause.wait(min(_LOOK_INTERVAL, left))
 
-    def _add(self, service: str, take: Callable[[bytes], bytes]) -> None:
+    def _add(self, service: str, take: Callable[[bytes, Hold], bytes]) -> None:
         """Register `service` with its one method, Export; `take` turns a request's body into a response's."""
         method = grpc.stream_unary_rpc_method_handler(functools.partial(self._handle, take))
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {"Export": method})])
 
     def _handle(
-        self, take: Callable[[bytes], bytes], messages: Iterator[bytes], context: grpc.ServicerContext
+        self, take: Callable[[bytes, Hold], bytes], messages: Iterator[bytes], context: grpc.ServicerContext
     ) -> bytes:
         """Serve one call."""
         # The status is made inside the `except` blocks, and no exception is kept: its traceback holds the body, and a
@@ -185,31 +192,38 @@ class GrpcServer:
             status = grpc_status(self._unexpected.judge(exc, None))
         return _abort(context, status)
 
-    def _admit(self, take: Callable[[bytes], bytes], messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    def _admit(
+        self, take: Callable[[bytes, Hold], bytes], messages: Iterator[bytes], context: grpc.ServicerContext
+    ) -> bytes:
         with (
             self._gate.enter(),
             self._budget.reserve(self._estimate.value, timeout=_ADMISSION_TIMEOUT) as reservation,
         ):
-            with self._body_deadline.watch(context):
+            with self._bodies.watch(context):
                 # A second message is not looked for, as in gRPC's own unary methods: that took another 140 µs a call
                 # where a whole call took 620, and no client's unary stub can send one.
                 body = next(messages, None)
             if body is None:
                 raise UndecodableError("the call brought no message; Export takes exactly one")
             # Capped, or a body that `max_request_bytes` allows could never be taken under a small budget.
-            size = min(len(body) * _MEMORY_FACTOR, self._budget.limit)
+            size = min(len(body) * _MEMORY_FACTOR, self._budget.largest)
             self._estimate.learn(size)
             reservation.correct(size)
             try:
-                return take(body)
+                return take(body, functools.partial(self._hold, reservation))
             except ExporterError:
                 raise
             except Exception as exc:
                 raise self._unexpected.judge(exc, body) from exc
 
+    def _hold(self, reservation: Reservation, size: int) -> None:
+        """Reserve as much as a request is known to hold by now; capped as above, and never less than before."""
+        if (size := min(size, self._budget.largest)) > reservation.size:
+            reservation.correct(size, timeout=_GROWTH_TIMEOUT)
 
-def _export(export: Callable[[Signal, bytes], Outcome], signal: Signal, body: bytes) -> bytes:
-    return response(export(signal, body))
+
+def _export(export: Callable[[Signal, bytes, Hold], Outcome], signal: Signal, body: bytes, hold: Hold) -> bytes:
+    return response(export(signal, body, hold))
 
 
 def _abort(context: grpc.ServicerContext, status: GrpcStatus) -> NoReturn:

@@ -1,7 +1,7 @@
-"""Values back to OTLP: the cold path of the SDK exporters, for dead letters.
+"""Values back to OTLP: the cold path of the SDK exporters, for dead letters and for the spool.
 
 The SDK's own OTLP encoder raises or drops an attribute where Python holds more than OTLP can, and leaves out the
-sampled flag and a link's trace state. Nothing may get lost on the way to `dead_letters`, so here what OTLP can't
+sampled flag and a link's trace state. Nothing may get lost on the way, so here what OTLP can't
 hold is replaced: lone surrogates by U+FFFD, integers beyond int64 by their digits, and a value that nests deeper
 than protobuf allows by a string that says so.
 """
@@ -38,16 +38,21 @@ from otel_pg_exporter.transcode.values import (
 _UINT32_MAX = 2**32 - 1
 
 
-def one_item_request(resource: Resource, scope: Scope, item: Span | LogRecord) -> bytes:
-    """Encode an export request with one span or log record."""
+def export_request(resource: Resource, scope: Scope, items: Sequence[Span] | Sequence[LogRecord]) -> bytes:
+    """Encode an export request with spans or log records of one scope.
+
+    Such requests, one after the other, are a request with the items of all: protobuf concatenates repeated fields.
+    """
     resource_url, scope_url = _text(resource.schema_url), _text(scope.schema_url)
-    if isinstance(item, Span):
-        spans = trace_pb2.ScopeSpans(scope=_scope(scope), schema_url=scope_url, spans=[_span(item)])
+    if isinstance(items[0], Span):
+        spans = trace_pb2.ScopeSpans(scope=_scope(scope), schema_url=scope_url)
+        spans.spans.extend(_span(cast("Span", span)) for span in items)
         resource_spans = trace_pb2.ResourceSpans(
             resource=_resource(resource), schema_url=resource_url, scope_spans=[spans]
         )
         return ExportTraceServiceRequest(resource_spans=[resource_spans]).SerializeToString()
-    logs = logs_pb2.ScopeLogs(scope=_scope(scope), schema_url=scope_url, log_records=[_log_record(item)])
+    logs = logs_pb2.ScopeLogs(scope=_scope(scope), schema_url=scope_url)
+    logs.log_records.extend(_log_record(cast("LogRecord", record)) for record in items)
     resource_logs = logs_pb2.ResourceLogs(resource=_resource(resource), schema_url=resource_url, scope_logs=[logs])
     return ExportLogsServiceRequest(resource_logs=[resource_logs]).SerializeToString()
 

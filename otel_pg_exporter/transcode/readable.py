@@ -5,7 +5,8 @@ counts of resource and scope. Here they keep their true values.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import groupby
+from typing import Any, TypeVar, cast
 
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.resources import Resource as SdkResource
@@ -16,6 +17,7 @@ from opentelemetry.trace import Link as SdkLink
 from opentelemetry.trace import SpanContext
 
 from otel_pg_exporter.model import RowBatch
+from otel_pg_exporter.transcode.limits import Limits
 from otel_pg_exporter.transcode.plan import Plan
 from otel_pg_exporter.transcode.rows import EncodedResource, RowBuilder, Shared
 from otel_pg_exporter.transcode.values import (
@@ -37,21 +39,34 @@ from otel_pg_exporter.transcode.values import (
     repair_text,
     saturate,
 )
+from otel_pg_exporter.transcode.weight import cut, weigh
+
+V = TypeVar("V", bound=Span | LogRecord | Resource | Scope)
 
 _FLAGS_HAS_IS_REMOTE = 0x100
 _FLAGS_IS_REMOTE = 0x200
 _UINT64_MAX = 2**64 - 1
+_LIMITS = Limits()
+_LIGHT = 16_384  # characters and values, below which no item can exceed the limits
+_TRANSACTION_BYTES = 32 * 2**20  # of rows; a single larger one still goes whole
 _HELD_BYTES = 2_000  # what an item that waits for its commit holds in the SDK's objects, roughly
 
 
 def transcode(
     plan: Plan, items: Sequence[ReadableSpan] | Sequence[ReadableLogRecord], *, request_id: bytes, now_ns: int
 ) -> RowBatch:
-    """Make rows of the SDK's spans or log records. The batch keeps `items` alive."""
+    """Make rows of the SDK's spans or log records: of the first ones, when all would be too much for one transaction.
+
+    The batch's `item_count` says how many these are. It keeps `items` alive.
+    """
     builder = RowBuilder(plan, request_id=request_id, now_ns=now_ns)
     surroundings = _Surroundings(builder)
     readables: Sequence[ReadableSpan | ReadableLogRecord] = items
+    count = 0
     for index, item in enumerate(readables):
+        if builder.row_bytes > _TRANSACTION_BYTES:
+            break
+        count += 1
         try:
             shared = surroundings.of(item)
             if isinstance(item, ReadableSpan):
@@ -60,11 +75,30 @@ def transcode(
                 builder.add_log(index, _checked_log_record(item), shared)
         except Exception as error:  # noqa: BLE001 - an application's objects may raise anything; neighbours must not pay
             builder.reject(index, _unreadable(error))
-    return builder.finish(otlp=lambda index: _one_item_request(items[index]), held=len(items) * _HELD_BYTES)
+    return builder.finish(otlp=lambda index: _one_item_request(items[index]), held=count * _HELD_BYTES)
 
 
-class _NestingError(ValueError):
-    """A value nests deeper than protobuf allows: no OTLP request could carry it."""
+def otlp_request(items: Sequence[ReadableSpan] | Sequence[ReadableLogRecord]) -> bytes:
+    """Encode the SDK's spans or log records as one OTLP export request, in their order.
+
+    What OTLP can't hold is replaced (see `otlp`); an item of which nothing can be read is there with the reason.
+    """
+    return b"".join([_group_request(list(group)) for _, group in groupby(items, _surroundings_of)])
+
+
+def _surroundings_of(item: ReadableSpan | ReadableLogRecord) -> tuple[int, int]:
+    return id(item.resource), id(item.instrumentation_scope)
+
+
+def _group_request(items: Sequence[ReadableSpan | ReadableLogRecord]) -> bytes:
+    try:
+        return _request(items)
+    except Exception:  # noqa: BLE001 - one of them is to blame, and the others must not pay
+        return b"".join(map(_one_item_request, items))
+
+
+class _UnfitError(ValueError):
+    """A value that is readable, but cannot be stored: it nests deeper than protobuf allows, or weighs too much."""
 
 
 class _Surroundings:
@@ -89,7 +123,7 @@ class _Surroundings:
         found = self._resources.get(id(resource))
         if found is None:
             values = _resource(resource)
-            _check_nesting(values.attributes, RESOURCE_LEVEL)
+            _check_weight(values, _checked_size(values.attributes, RESOURCE_LEVEL))
             found = self._builder.resource(values)
             self._resources[id(resource)] = found
         return found
@@ -97,33 +131,49 @@ class _Surroundings:
 
 def _checked_scope(scope: InstrumentationScope | None) -> Scope:
     values = _scope(scope)
-    _check_nesting(values.attributes, ITEM_LEVEL)
+    _check_weight(values, _checked_size(values.attributes, ITEM_LEVEL))
     return values
 
 
 def _checked_span(span: ReadableSpan) -> Span:
     values = _span(span)
-    _check_nesting(values.attributes, ITEM_LEVEL)
+    size = len(values.name) + len(values.status_message) + len(values.trace_state)
+    size += _checked_size(values.attributes, ITEM_LEVEL)
     for event in values.events:
-        _check_nesting(event.attributes, EVENT_LEVEL)
+        size += len(event.name) + _checked_size(event.attributes, EVENT_LEVEL)
     for link in values.links:
-        _check_nesting(link.attributes, EVENT_LEVEL)
+        size += len(link.trace_state) + _checked_size(link.attributes, EVENT_LEVEL)
+    _check_weight(values, size)
     return values
 
 
 def _checked_log_record(readable: ReadableLogRecord) -> LogRecord:
     values = _log_record(readable)
-    _check_nesting(values.attributes, ITEM_LEVEL)
-    _check_nesting({"body": values.body}, BODY_LEVEL)
+    size = len(values.severity_text) + len(values.event_name)
+    size += _checked_size(values.attributes, ITEM_LEVEL)
+    size += _checked_size({"body": values.body}, BODY_LEVEL)
+    _check_weight(values, size)
     return values
 
 
-def _check_nesting(attributes: Mapping[str, Any], level: int) -> None:
-    if SCALARS.issuperset(map(type, attributes.values())):  # nearly always
-        return
+def _checked_size(attributes: Mapping[str, Any], level: int) -> int:
+    """Return about how many characters and values there are. Raises _UnfitError for what nests too deep."""
+    size = 1
     for key, value in attributes.items():
-        if nests_too_deep(value, level):
-            raise _NestingError(f"messages nest deeper than {MAX_LEVEL} levels in {key!r}")
+        size += 1 + (len(key) if type(key) is str else _LIGHT)
+        kind = type(value)
+        if kind is str or kind is bytes:
+            size += len(value)
+        elif kind not in SCALARS:
+            if nests_too_deep(value, level):
+                raise _UnfitError(f"messages nest deeper than {MAX_LEVEL} levels in {key!r}")
+            size += _LIGHT  # never mind how much
+    return size
+
+
+def _check_weight(values: Span | LogRecord | Resource | Scope, size: int) -> None:
+    if size > _LIGHT and (reason := weigh(values, _LIMITS)):
+        raise _UnfitError(f"{reason} (what is kept of it is cut)")
 
 
 def _resource(resource: SdkResource) -> Resource:
@@ -245,22 +295,35 @@ def _flags(context: SpanContext | None, remote: SpanContext | None) -> int:
 
 
 def _one_item_request(item: ReadableSpan | ReadableLogRecord) -> bytes:
-    # Needs protobuf, which the hot path does without.
-    from otel_pg_exporter.transcode.otlp import one_item_request
-
     try:
-        values = _span(item) if isinstance(item, ReadableSpan) else _log_record(item)
-        return one_item_request(_resource(item.resource), _scope(item.instrumentation_scope), values)
-    except Exception as error:  # noqa: BLE001 - see transcode; the dead letter then holds at least the reason
-        text = _unreadable(error)
-        if isinstance(item, ReadableSpan):
-            values = Span(b"", b"", b"", "", 0, text, 0, 0, "", 0, 0, {}, 0, (), 0, (), 0, 0)
-        else:
-            values = LogRecord(0, 0, 0, "", "", text, {}, 0, 0, b"", b"", 0)
-        return one_item_request(Resource({}, 0, (), "", 0), _scope(None), values)
+        return _request([item])
+    except Exception as error:  # noqa: BLE001 - see transcode; what is kept then holds at least the reason
+        return _placeholder(item, _unreadable(error))
+
+
+def _request(items: Sequence[ReadableSpan | ReadableLogRecord]) -> bytes:
+    # Needs protobuf, which the hot path does without.
+    from otel_pg_exporter.transcode.otlp import export_request
+
+    values: Any = [_fitting(_span(item) if isinstance(item, ReadableSpan) else _log_record(item)) for item in items]
+    first = items[0]
+    return export_request(_fitting(_resource(first.resource)), _fitting(_scope(first.instrumentation_scope)), values)
+
+
+def _fitting(values: V) -> V:
+    return cast("V", cut(values)) if weigh(values, _LIMITS) else values
+
+
+def _placeholder(item: ReadableSpan | ReadableLogRecord, text: str) -> bytes:
+    from otel_pg_exporter.transcode.otlp import export_request
+
+    values: Any = LogRecord(0, 0, 0, "", "", text, {}, 0, 0, b"", b"", 0)
+    if isinstance(item, ReadableSpan):
+        values = Span(b"", b"", b"", "", 0, text, 0, 0, "", 0, 0, {}, 0, (), 0, (), 0, 0)
+    return export_request(Resource({}, 0, (), "", 0), _scope(None), [values])
 
 
 def _unreadable(error: Exception) -> str:
-    if isinstance(error, _NestingError):
+    if isinstance(error, _UnfitError):
         return repair_text(str(error))
     return repair_text(f"not readable: {type(error).__name__}: {error}")

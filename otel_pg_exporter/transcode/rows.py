@@ -80,6 +80,11 @@ class RowBuilder:
         self._told = 0  # the size that `hold` knows of
         self._no_sums = (None,) * len(plan.rows.no_sums)
 
+    @property
+    def row_bytes(self) -> int:
+        """How many bytes the rows have so far."""
+        return self._row_bytes
+
     def resource(self, resource: Resource) -> EncodedResource:
         """Encode a resource, once for all its scopes."""
         plan = self._plan.resources
@@ -159,7 +164,13 @@ class RowBuilder:
         """Refuse an item."""
         known = self._reasons.setdefault(reason, reason)
         self._rejected.append(Rejection(item=item, reason=known))
-        self._grow(_REJECTION if known is not reason else _REJECTION + len(reason))
+        self._size += _REJECTION if known is not reason else _REJECTION + len(reason)
+
+    def tell(self) -> None:
+        """Tell `hold` of the growth, if it is worth a call."""
+        if self._size - self._told >= _STEP:
+            self._hold(self._size)
+            self._told = self._size
 
     def finish(self, *, otlp: Callable[[int], bytes], held: int) -> RowBatch:
         """Return the batch; `held` is how many bytes `otlp` keeps alive."""
@@ -214,14 +225,8 @@ class RowBuilder:
         self._rows.append(row)
         self._items.append(item)
         self._resource_ids.append(shared.resource_id)
-        self._grow(len(row) + self._overhead)
+        self._size += len(row) + self._overhead
         return vector
-
-    def _grow(self, size: int) -> None:
-        self._size += size
-        if self._size - self._told >= _STEP:
-            self._hold(self._size)
-            self._told = self._size
 
     def _pick(
         self, fields: Fields, anomalies: int, attributes: Mapping[str, Any], shared: Shared

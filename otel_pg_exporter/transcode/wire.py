@@ -143,6 +143,7 @@ class _Pieces:
                             resource = resource or self._resource(frame.rest)
                             scope = self._scope(part.rest, resource)
                         self._run(run, scope)
+                    self._builder.tell()  # not before the turn is over: it may wait
 
     def _resource(self, rest: bytes) -> _ReadResource:
         mended = mend(self._parts.resource, rest, self._limits)

@@ -9,7 +9,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -27,7 +27,10 @@ from tests.workload import log_body, record
 # What PostgreSQL alone refuses: names that begin so, once `refuse_poison` was called.
 _POISON = "poison"
 _ANSWER_WITHIN = 30.0  # seconds; a call that is not answered by then hangs
+# What OTLP has senders retry. grpcio cancels the calls that come while it stops.
+_COME_AGAIN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 _RETRY_PAUSE = 0.05  # seconds; RetryInfo asks for one, which a test need not wait
+_PAUSE = 0.05  # seconds between a client's requests; a spool takes more than a drain can write beside it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +98,7 @@ def refuse_poison(dsn: str) -> None:
 def spans_request(ledger: Ledger, *, client: int, number: int, part: int, count: int, poison: bool = True) -> Request:
     """Return a part of a trace that two clients send: `count` spans of two services.
 
-    In one trace of four, a span has no trace id; with `poison`, in another one PostgreSQL refuses one.
+    In one trace of eight, a span has no trace id; with `poison`, in another one PostgreSQL refuses one.
     """
     trace = _bytes(f"{ledger.name}.{client // 2}.{number}", 16)
     request = ExportTraceServiceRequest()
@@ -107,13 +110,13 @@ def spans_request(ledger: Ledger, *, client: int, number: int, part: int, count:
         for item in range(count // 2):
             name = f"{ledger.name}.{client}.{number}.{part}.{service}.{item}"
             is_first = service == "shop" and item == 0
-            is_bad = is_first and part == 1 and (number % 4 == 1 or (poison and number % 4 == 2))
-            if is_bad and number % 4 == 2:
+            is_bad = is_first and part == 1 and (number % 8 == 1 or (poison and number % 8 == 2))
+            if is_bad and number % 8 == 2:
                 name = f"{_POISON}.{name}"
             spans.append(_span(name, trace, root=is_first and part == 0))
             if is_bad:
                 bad.add(name)
-                if number % 4 == 1:
+                if number % 8 == 1:
                     spans[-1].trace_id = bytes(16)
             names.append(name)
     return Request(signal=Signal.TRACES, body=request.SerializeToString(), items=tuple(names), bad=frozenset(bad))
@@ -135,9 +138,9 @@ def _span(name: str, trace: bytes, *, root: bool) -> Span:
 
 
 def logs_request(ledger: Ledger, *, client: int, number: int, count: int, poison: bool = True) -> Request:
-    """Return `count` log records; with `poison`, PostgreSQL refuses the first of one request in four."""
+    """Return `count` log records; with `poison`, PostgreSQL refuses the first of one request in eight."""
     names = [f"{ledger.name}.{client}.{number}.{item}" for item in range(count)]
-    bad = poison and number % 4 == 3
+    bad = poison and number % 8 == 3
     if bad:
         names[0] = f"{_POISON}.{names[0]}"
     return Request(
@@ -146,6 +149,16 @@ def logs_request(ledger: Ledger, *, client: int, number: int, count: int, poison
         items=tuple(names),
         bad=frozenset(names[:1] if bad else ()),
     )
+
+
+def more_spans(ledger: Ledger, traces: Iterable[bytes]) -> Request:
+    """Return one span more for each of these traces."""
+    group = (request := ExportTraceServiceRequest()).resource_spans.add()
+    names = []
+    for trace in traces:
+        names.append(f"{ledger.name}.more.{trace.hex()}")
+        group.scope_spans.add().spans.append(_span(names[-1], trace, root=False))
+    return Request(signal=Signal.TRACES, body=request.SerializeToString(), items=tuple(names))
 
 
 def _bytes(text: str, size: int) -> bytes:
@@ -171,6 +184,11 @@ class Load:
         wait_until(lambda: len(self.ledger.acknowledged) >= wanted or self._failed(), timeout)
         self._raise_failures()
 
+    def deliver(self, request: Request) -> None:
+        """Send one request more until it is acknowledged."""
+        with contextlib.ExitStack() as stack:
+            self._deliver([stack.enter_context(_sender(address)) for address in self._addresses], request)
+
     def stop(self, patience: float) -> None:
         """Send no new requests; those in hand for at most `patience` seconds more. Raise what a client failed with."""
         self._give_up_at = time.monotonic() + patience
@@ -194,6 +212,7 @@ class Load:
                     return
                 first = number % len(senders)
                 self._deliver([*senders[first:], *senders[:first]], request)
+                self._stopping.wait(_PAUSE)
 
     def _requests(self, client: int) -> Iterator[Request]:
         for number in itertools.count():
@@ -221,7 +240,7 @@ class Load:
                 answer = next(attempts).export(METHODS[request.signal], request.body, timeout=_ANSWER_WITHIN)
             except grpc.RpcError as exc:
                 refused = refusal(exc)
-                assert refused.code is grpc.StatusCode.UNAVAILABLE, refused
+                assert refused.code in _COME_AGAIN, refused
                 if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
                     return False
             else:

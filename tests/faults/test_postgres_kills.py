@@ -4,10 +4,9 @@ The servers run without fsync (tests.support.FAST). That is sound here: processe
 what they have written to the page cache outlives them.
 """
 
-import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -18,72 +17,23 @@ from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from otel_pg_exporter.postgres.migrate import migrate
 from tests.faults.conftest import Receive
+from tests.faults.gates import COMMIT, COPY, GATES, held, wait_for_backend
 from tests.faults.judge import judge
 from tests.faults.load import Ledger, Load, load, refuse_poison
-from tests.support import FAST, wait_until
-
-# Rows and COMMITs wait for a lock each, which is free unless a test holds it. Log records come with an entry in the
-# ledger, spans with one in `traces`.
-_COPY, _COMMIT = 1, 2
-_GATES = f"""
-    CREATE FUNCTION otel.gate() RETURNS trigger LANGUAGE plpgsql AS
-        'BEGIN PERFORM pg_advisory_xact_lock_shared(TG_ARGV[0]::int8); RETURN NEW; END';
-    CREATE TRIGGER gate BEFORE INSERT ON otel.spans FOR EACH ROW EXECUTE FUNCTION otel.gate({_COPY});
-    CREATE TRIGGER gate BEFORE INSERT ON otel.logs FOR EACH ROW EXECUTE FUNCTION otel.gate({_COPY});
-    CREATE CONSTRAINT TRIGGER gate AFTER INSERT ON otel.traces
-        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION otel.gate({_COMMIT});
-    CREATE CONSTRAINT TRIGGER gate AFTER INSERT ON otel.ingest_requests
-        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION otel.gate({_COMMIT});
-"""
-_HELD = "SELECT pid FROM pg_stat_activity WHERE query LIKE %s AND state = 'active' AND wait_event = %s"
-
-
-def _wait_for_backend(connection: psycopg.Connection[tuple[int]], statement: str, wait_event: str) -> int:
-    """Return the process id of a backend that waits in such a statement."""
-    found: set[int] = set()
-
-    def look() -> bool:
-        found.update(backend for (backend,) in connection.execute(_HELD, [f"{statement}%", wait_event]))
-        return bool(found)
-
-    wait_until(look, timeout=60)
-    return found.pop()
-
-
-@contextlib.contextmanager
-def held(dsn: str, gate: int) -> Iterator[int]:
-    """Hold every COPY, or every COMMIT, as soon as it has begun; yield the process id of such a backend."""
-    connection: psycopg.Connection[tuple[int]] = psycopg.connect(dsn, autocommit=True)
-    try:
-        connection.execute("SELECT pg_advisory_lock(%s)", [gate])
-        yield _wait_for_backend(connection, "COPY " if gate == _COPY else "COMMIT", "advisory")
-    finally:
-        connection.close()  # if it is not dead already; with it goes the lock
-
-
-def processes_of(server: EmbeddedServer) -> list[int]:
-    """Return the postmaster's process id and those of its children."""
-    assert server.pid is not None
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
-    return [server.pid, *map(int, children.split())]
-
-
-def _end(server: EmbeddedServer, number: signal.Signals) -> None:
-    assert server.pid is not None
-    os.kill(server.pid, number)
-    wait_until(server.revive, timeout=60)
+from tests.faults.servers import connect_when_ready, end_and_revive, processes_of, stopped
+from tests.support import FAST
 
 
 def kill_postmaster(server: EmbeddedServer, backend: int, running: Load) -> None:
-    _end(server, signal.SIGKILL)
+    end_and_revive(server, signal.SIGKILL)
 
 
 def restart_at_once(server: EmbeddedServer, backend: int, running: Load) -> None:
-    _end(server, signal.SIGQUIT)
+    end_and_revive(server, signal.SIGQUIT)
 
 
 def restart_fast(server: EmbeddedServer, backend: int, running: Load) -> None:
-    _end(server, signal.SIGINT)
+    end_and_revive(server, signal.SIGINT)
 
 
 def kill_backend(server: EmbeddedServer, backend: int, running: Load) -> None:
@@ -95,25 +45,14 @@ def terminate_backend(server: EmbeddedServer, backend: int, running: Load) -> No
         connection.execute("SELECT pg_terminate_backend(%s)", [backend])
 
 
-def _stop_for_a_while(processes: list[int], running: Load) -> None:
-    """Stop processes while the load goes on."""
-    try:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):  # an autovacuum worker that is done
-                os.kill(process, signal.SIGSTOP)
-        running.wait_for_more(8)  # taken by the spool
-    finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGCONT)
-
-
 def stop_backend(server: EmbeddedServer, backend: int, running: Load) -> None:
-    _stop_for_a_while([backend], running)
+    with stopped([backend]):
+        running.wait_for_more(8)  # taken by the spool
 
 
 def stop_server(server: EmbeddedServer, backend: int, running: Load) -> None:
-    _stop_for_a_while(processes_of(server), running)
+    with stopped(processes_of(server)):
+        running.wait_for_more(8)
 
 
 @pytest.mark.parametrize(
@@ -128,11 +67,11 @@ def test_nothing_is_lost_or_doubled_when_postgresql_is_harmed_in_a_copy_or_at_a_
 ) -> None:
     dsn = own_postgres.dsn
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(_GATES.encode())
+        connection.execute(GATES.encode())
     ledger = Ledger()
     service = receive(dsn)
     with load(ledger, str(service.grpc_endpoint)) as running:
-        for gate in (_COPY, _COMMIT) * rounds:
+        for gate in (COPY, COMMIT) * rounds:
             running.wait_for_more()
             with held(dsn, gate) as backend:
                 harm(own_postgres, backend, running)
@@ -159,8 +98,8 @@ def test_a_commit_that_waits_for_a_missing_standby_is_not_acknowledged_and_not_d
             for _ in range(rounds):
                 running.wait_for_more()
                 _expect_standby(dsn, "nobody")
-                with psycopg.connect(dsn, autocommit=True) as connection:
-                    backend = _wait_for_backend(connection, "COMMIT", "SyncRep")
+                with connect_when_ready(dsn) as connection:
+                    backend = wait_for_backend(connection, "^COMMIT", "SyncRep")
                 before = service.counts().stored
                 harm(server, backend, running)
                 running.wait_for_more()
@@ -171,7 +110,7 @@ def test_a_commit_that_waits_for_a_missing_standby_is_not_acknowledged_and_not_d
 
 
 def _expect_standby(dsn: str, name: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with connect_when_ready(dsn) as connection:
         connection.execute("SET synchronous_commit = local")
         connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'".encode())
         connection.execute("SELECT pg_reload_conf()")

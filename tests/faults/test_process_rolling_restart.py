@@ -68,26 +68,29 @@ class Calls:
 
 
 def replace_under_load(
-    serve: StartServing, spool: Path, dsn: str, connect: Callable[[str], Sequence[Send]], *, calls: int
+    serve: StartServing, spool: Path, dsn: str, connect: Callable[[str], Sequence[Send]], *, calls: int, rounds: int
 ) -> None:
-    """Replace a process by another while those who `connect` to its address make at least this many calls."""
+    """Replace a process by another, in each round, while those who `connect` to its address make this many calls."""
     arguments = ("--dsn", dsn, "--reuse-port", "--spool-dir", spool)
-    old = serve(*arguments)
-    running = Calls(connect(old.address))
+    serving = serve(*arguments)
+    address = serving.address
+    running = Calls(connect(address))
     try:
-        running.wait_for(calls // 10)
-        new = serve(*arguments, "--grpc-endpoint", old.address)
-        old.send(signal.SIGTERM)
-        assert old.wait() == 0
-        running.wait_for(max(calls, running.made + calls // 10))  # from here on the new one takes them all
+        for number in range(rounds):
+            running.wait_for(number * calls + calls // 10)
+            old, serving = serving, serve(*arguments, "--grpc-endpoint", address)
+            old.send(signal.SIGTERM)
+            assert old.wait() == 0
+            # From here on the new one takes them all.
+            running.wait_for(max((number + 1) * calls, running.made + calls // 10))
     finally:
         running.stop()
-    new.send(signal.SIGTERM)
-    assert new.wait() == 0
+    serving.send(signal.SIGTERM)
+    assert serving.wait() == 0
 
 
 def test_no_call_of_10000_fails_while_a_process_takes_over_from_another(
-    serve: StartServing, tmp_path: Path, dsn: str
+    serve: StartServing, tmp_path: Path, dsn: str, rounds: int
 ) -> None:
     ledger = Ledger()
     with contextlib.ExitStack() as channels:
@@ -105,13 +108,13 @@ def test_no_call_of_10000_fails_while_a_process_takes_over_from_another(
 
             return send
 
-        replace_under_load(serve, tmp_path / "spool", dsn, connect, calls=_CALLS)
-    assert len(ledger.acknowledged) >= _CALLS
+        replace_under_load(serve, tmp_path / "spool", dsn, connect, calls=_CALLS, rounds=rounds)
+    assert len(ledger.acknowledged) >= _CALLS * rounds
     judge(dsn, ledger)
 
 
 def test_no_export_of_the_sdk_is_even_retried_while_a_process_takes_over_from_another(
-    serve: StartServing, tmp_path: Path, dsn: str, caplog: pytest.LogCaptureFixture
+    serve: StartServing, tmp_path: Path, dsn: str, caplog: pytest.LogCaptureFixture, rounds: int
 ) -> None:
     caplog.set_level(logging.WARNING, "opentelemetry")
     exporters: list[OTLPSpanExporter] = []
@@ -133,7 +136,7 @@ def test_no_export_of_the_sdk_is_even_retried_while_a_process_takes_over_from_an
 
         return send
 
-    replace_under_load(serve, tmp_path / "spool", dsn, connect, calls=2_000)
+    replace_under_load(serve, tmp_path / "spool", dsn, connect, calls=2_000, rounds=rounds)
     for exporter in exporters:
         exporter.shutdown()
     assert caplog.records == []  # it tells of each attempt that failed

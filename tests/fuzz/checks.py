@@ -1,5 +1,6 @@
 """What must hold whatever the bytes are: one check a target, for hypothesis, atheris and the corpus alike."""
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,12 +12,17 @@ from otel_pg_exporter.errors import RefusedError, TooLargeError, UndecodableErro
 from otel_pg_exporter.model import Anomaly, ColumnType, RowBatch, Signal, Table
 from otel_pg_exporter.transcode import transcode
 from otel_pg_exporter.transcode.copy_format import split as split_row
+from otel_pg_exporter.transcode.limits import Limits
 from otel_pg_exporter.transcode.protobuf_wire import Field, MalformedError, delimited, fields, repair_utf8
+from tests.fuzz.mutations import children
 from tests.transcode.support import NOW, Row, columns, plan, read
 from tests.transcode.test_every_field import REQUESTS
 
 _EPOCH = 946_684_800_000_000  # 2000-01-01 UTC, in microseconds since 1970
 _MINUTE = 60_000_000  # microseconds
+_WHOLE = Limits()
+_PIECES = (Limits(piece_bytes=1), Limits(piece_bytes=40), Limits(piece_bytes=300))
+_STRICT = Limits(piece_bytes=50, parts=40, fields=12, text_bytes=300, repair_bytes=60)
 _CUT_OUT = 8  # items of a request that are cut out and transcoded alone
 _ROW_OVERHEAD = 4_096  # bytes a row that a batch may be reckoned to hold beside its data, at most
 
@@ -29,6 +35,22 @@ def check_traces(body: bytes) -> None:
 def check_logs(body: bytes) -> None:
     """Transcode as log records."""
     _check_transcode(Signal.LOGS, body)
+
+
+def check_pieces(body: bytes) -> None:
+    """Decode in pieces: their size changes nothing, and limits refuse without a change to what they let pass."""
+    for signal in Signal:
+        whole = _decoded(signal, body, _WHOLE)
+        for limits in _PIECES:
+            assert _comparable(_decoded(signal, body, limits)) == _comparable(whole)
+        strict = _decoded(signal, body, _STRICT)
+        if isinstance(strict, RefusedError):
+            continue
+        assert isinstance(whole, RowBatch)
+        _check_batch(strict, body)
+        assert strict.item_count == whole.item_count
+        row_of = dict(zip(whole.items, whole.rows, strict=True))
+        assert list(strict.rows) == [row_of[item] for item in strict.items]
 
 
 def check_wire_format(data: bytes) -> None:
@@ -55,8 +77,22 @@ def check_wire_format(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "traces": check_traces,
     "logs": check_logs,
+    "pieces": check_pieces,
     "wire_format": check_wire_format,
 }
+
+
+def _decoded(signal: Signal, body: bytes, limits: Limits) -> RowBatch | RefusedError:
+    try:
+        return transcode(plan(signal), body, now_ns=NOW, limits=limits)
+    except (UndecodableError, TooLargeError) as error:
+        return error
+
+
+def _comparable(decoded: RowBatch | RefusedError) -> Any:  # noqa: ANN401 - a message or a batch's fields
+    if isinstance(decoded, RefusedError):
+        return type(decoded), str(decoded)
+    return [getattr(decoded, field.name) for field in dataclasses.fields(decoded) if field.name != "otlp"]
 
 
 def _check_fields(data: bytes, walked: list[Field]) -> None:
@@ -78,10 +114,10 @@ def _check_transcode(signal: Signal, body: bytes) -> None:
         _check_refusal(error, whole)
         return
     assert not held or (held, held[-1]) == (sorted(held), batch.size)
+    assert batch.item_count == _count(body)
     _check_batch(batch, body)
     _check_cut_out(batch)
     if whole is not None:
-        assert batch.item_count == len(list(_items(signal, whole)))
         assert not any("not decodable" in rejection.reason for rejection in batch.rejected)
         # However a sender orders the fields of a message, and whatever else it says, the rows are the same.
         again = transcode(plan(signal), _known(whole), now_ns=NOW, request_id=batch.request_id)
@@ -219,6 +255,12 @@ def _integer(content: bytes | None) -> int:
     return int.from_bytes(content, "big", signed=True)
 
 
+def _count(body: bytes) -> int:
+    """Count the items of a request by another walk than the decoder's."""
+    scopes = [scope for resource in children(body, 1) for scope in children(resource, 2)]
+    return sum(len(children(scope, 2)) for scope in scopes)
+
+
 def _parsed(signal: Signal, body: bytes) -> Message | None:
     return None if _fault(signal, body) else REQUESTS[signal].FromString(body)
 
@@ -230,12 +272,6 @@ def _fault(signal: Signal, body: bytes) -> str:
     except DecodeError as error:
         return str(error)
     return ""
-
-
-def _items(signal: Signal, request: Any) -> Iterator[Message]:  # noqa: ANN401 - either signal's
-    for resource in request.resource_spans if signal is Signal.TRACES else request.resource_logs:
-        for scope in resource.scope_spans if signal is Signal.TRACES else resource.scope_logs:
-            yield from scope.spans if signal is Signal.TRACES else scope.log_records
 
 
 def _known(request: Message) -> bytes:

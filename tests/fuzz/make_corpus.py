@@ -53,7 +53,7 @@ def _requests(signal: Signal) -> Iterator[tuple[str, bytes]]:
     yield "a-thousand-empty-scopes", delimited(1, delimited(2, b"") * 1_000)
     yield "a-thousand-empty-resources", delimited(1, b"") * 1_000
     yield "broken-resource", delimited(1, delimited(1, b"\xff") + delimited(2, delimited(2, _item(signal)))) + whole
-    yield "broken-scope", delimited(1, delimited(2, delimited(1, b"\xff") + delimited(2, _item(signal)))) + whole
+    yield "broken-scope", delimited(1, delimited(2, delimited(1, b"\xff") + delimited(2, _item(signal)) * 2)) + whole
     for levels in (47, 48, 49):
         for end, bottom in ("", b"\x18\x07"), ("-around-invalid-utf8", b"\x0a\x01\xff"):
             yield (
@@ -63,6 +63,7 @@ def _requests(signal: Signal) -> Iterator[tuple[str, bytes]]:
     group = varint(2**29 - 1 << 3 | 3) * 99 + varint(2**29 - 1 << 3 | 4) * 99
     yield "unknown-groups", group + enclosed([_item(signal) + group, _item(signal) + group[:-1]])
     shallow = varint(19 << 3 | 3) * 97 + varint(19 << 3 | 4) * 97
+    yield "97-groups-in-a-good-item", enclosed([_item(signal) + shallow])
     yield "97-groups-in-an-item", enclosed([_item(signal) + shallow, _item(signal) + shallow + b"\x2a\x01\xff"])
 
 

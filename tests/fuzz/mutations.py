@@ -10,6 +10,7 @@ _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 _EXTREMES = (0, 1, 127, 128, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 2**70 - 1)
 _DESCENTS = 0.85  # share of the mutations of a message that happen inside one of its fields
 _MAX_COPIES = 64
+_MAX_GROUPS = 100  # inside each other
 
 
 def kvlists(levels: int) -> bytes:
@@ -89,26 +90,49 @@ def mutate_bytes(data: bytes, chance: random.Random) -> bytes:
 
 
 def parse(data: bytes) -> list[Field] | None:
-    """Return the fields of an encoded message; None when it is none, or has a group."""
+    """Return the fields of an encoded message, a group and what is in it as one; None when it is no message."""
     fields = []
     position = 0
     while position < len(data):
-        tag, position = _number(data, position)
-        kind = tag & 7
-        start = position
-        if kind == _VARINT:
-            _, position = _number(data, position)
-        elif kind == _DELIMITED:
-            length, start = _number(data, position)
-            position = start + length
-        elif kind in _FIXED_BYTES:
-            position += _FIXED_BYTES[kind]
-        else:
-            return None
+        tag, start = _number(data, position)
+        field, position = _field(data, tag, start)
         if not tag >> 3 or position > len(data):
             return None
-        fields.append(Field(tag >> 3, kind, data[start:position]))
+        fields.append(field)
     return fields
+
+
+def children(data: bytes, number: int) -> list[bytes]:
+    """Return the contents of a message's delimited fields with this number."""
+    return [field.content for field in parse(data) or () if (field.number, field.kind) == (number, _DELIMITED)]
+
+
+def _field(data: bytes, tag: int, start: int, groups: int = 0) -> tuple[Field, int]:
+    """Return the field whose tag ends at `start`, and where it ends; beyond the data when it is cut off or none.
+
+    It lies inside so many groups.
+    """
+    number, kind = tag >> 3, tag & 7
+    match kind:
+        case 0:
+            _, end = _number(data, start)
+        case 2:
+            length, start = _number(data, start)
+            end = start + length
+        case 3 if groups < _MAX_GROUPS:
+            end = start
+            inner = -1
+            while end <= len(data) and inner != number << 3 | 4:
+                inner, end = _number(data, end)
+                if inner & 7 != 4:
+                    _, end = _field(data, inner, end, groups + 1)
+                elif inner != number << 3 | 4:
+                    end = len(data) + 1
+        case 1 | 5:
+            end = start + _FIXED_BYTES[kind]
+        case _:
+            end = len(data) + 1
+    return Field(number, kind, data[start:end]), end
 
 
 def _number(data: bytes, position: int) -> tuple[int, int]:

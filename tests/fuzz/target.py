@@ -2,6 +2,7 @@
 
 import importlib
 import random
+import shlex
 import sys
 from typing import Any
 
@@ -24,8 +25,11 @@ def _mutate(data: bytes, max_size: int, seed: int) -> bytes:
 
 
 def main() -> None:
-    check = TARGETS[sys.argv[1]]
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], lambda data: check(bytes(data)), custom_mutator=_mutate)
+    _, target, *options = sys.argv
+    check = TARGETS[target]
+    # As a line for the shell: to merge folders and to make a crash smaller, libFuzzer runs its first argument again.
+    program = shlex.join([sys.executable, "-m", "tests.fuzz.target", target])
+    atheris.Setup([program, *options], lambda data: check(bytes(data)), custom_mutator=_mutate)
     atheris.Fuzz()
 
 

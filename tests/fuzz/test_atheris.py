@@ -12,7 +12,7 @@ from tests.fuzz.checks import TARGETS
 from tests.fuzz.make_corpus import CORPUS
 
 _MISSING = importlib.util.find_spec("atheris") is None
-_SECONDS = 2  # a target; `make fuzz` runs long
+_SECONDS = 1  # a target; `make fuzz` runs long
 
 
 @pytest.mark.skipif(

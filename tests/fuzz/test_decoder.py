@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otel_pg_exporter.model import Signal
-from tests.fuzz.checks import TARGETS, check_wire_format
+from tests.fuzz.checks import TARGETS, check_pieces, check_wire_format
 from tests.fuzz.strategies import bodies
 
+any_body = st.sampled_from(list(Signal)).flatmap(bodies)
 unhurried = settings(deadline=None)  # values nest, rows are many, and machines differ
 
 
@@ -19,6 +20,12 @@ def test_whatever_comes_becomes_sound_rows_or_a_refusal(signal: Signal, data: st
 
 
 @unhurried
-@given(body=st.sampled_from(list(Signal)).flatmap(bodies))
+@given(body=any_body)
+def test_the_size_of_pieces_changes_nothing_and_limits_only_refuse(body: bytes) -> None:
+    check_pieces(body)
+
+
+@unhurried
+@given(body=any_body)
 def test_walks_by_hand_stay_inside_the_bytes_and_agree_with_protobuf(body: bytes) -> None:
     check_wire_format(body)

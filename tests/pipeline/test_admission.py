@@ -190,3 +190,45 @@ def test_a_closed_gate_refuses_new_calls_and_waits_for_those_inside() -> None:
     inside.__exit__(None, None, None)
     waiter.join()
     assert idle == [True]
+
+
+def test_large_reservations_leave_the_spare_bytes_to_small_ones() -> None:
+    budget = ByteBudget(1000, spare=100)
+    assert budget.largest == 900
+    large = budget.reserve(880)
+    with pytest.raises(OverloadedError):
+        budget.reserve(26)
+    small = [budget.reserve(25) for _ in range(4)]
+    assert budget.level == 980
+    with pytest.raises(OverloadedError):
+        budget.reserve(25)
+    with pytest.raises(OverloadedError):
+        small[0].correct(26)
+    large.release()
+    assert budget.reserve(26).size == 26
+
+
+def test_one_reservation_at_a_time_waits_to_grow_and_no_large_one_overtakes_it() -> None:
+    budget = ByteBudget(1000, spare=100)
+    first, growing, other = (budget.reserve(300) for _ in range(3))
+    grown = threading.Thread(target=growing.correct, args=(600,), kwargs={"timeout": 60})
+    grown.start()
+    wait_until(lambda: budget._patient is growing)
+    with pytest.raises(OverloadedError):
+        other.correct(301, timeout=60)
+    with pytest.raises(OverloadedError):
+        budget.reserve(100)
+    assert budget.reserve(25).size == 25
+    first.release()
+    grown.join()
+    assert growing.size == 600
+    assert budget.reserve(100).size == 100
+
+
+def test_a_reservation_that_waits_in_vain_is_released() -> None:
+    budget = ByteBudget(100)
+    budget.reserve(60)
+    with budget.reserve(30) as growing, pytest.raises(OverloadedError):
+        growing.correct(41, timeout=0.01)
+    assert budget.level == 60
+    assert budget.reserve(40).size == 40

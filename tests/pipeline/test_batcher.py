@@ -194,3 +194,46 @@ def test_all_writers_work_at_the_same_time() -> None:
     table.gate.set()
     wait_until(lambda: all(answer.done() for answer in answers))
     batcher.shutdown(10)
+
+
+def test_requests_that_were_given_up_take_no_memory_while_all_writers_hang() -> None:
+    table = Table()
+    batcher = Batcher(table, PipelineSettings(writers=1))
+    hanging = batcher.submit(request())
+    table.entered.acquire()
+    given_up = [batcher.submit(request()) for _ in range(100)]
+    kept = batcher.submit(request(2))
+    assert all(answer.cancel() for answer in given_up)
+    assert not any(answer.in_doubt for answer in given_up)
+    assert [len(queue) for queue in batcher._queues.values()] == [1, 0]
+    assert hanging.cancel()
+    assert hanging.in_doubt
+    table.gate.set()
+    assert kept.result(10) == Outcome(stored=2)
+    batcher.shutdown(10)
+
+
+def test_a_request_is_in_doubt_while_it_is_written_and_for_ever_once_a_commit_was_lost() -> None:
+    gates = [threading.Semaphore(0), threading.Semaphore(0)]
+    errors = [DatabaseUnavailableError("a", in_doubt=False), DatabaseUnavailableError("b", in_doubt=True)]
+
+    def write(batches: Sequence[RowBatch]) -> Sequence[Outcome]:
+        gates[0].release()
+        assert gates[1].acquire(timeout=30)
+        if errors:
+            raise errors.pop(0)
+        return [Outcome(stored=batch.item_count) for batch in batches]
+
+    batcher = Batcher(write, PipelineSettings(writers=1))
+    answer = batcher.submit(request())
+    for doubt_between in (False, True):
+        assert gates[0].acquire(timeout=30)
+        assert answer.in_doubt
+        gates[1].release()
+        wait_until(lambda doubt_between=doubt_between: answer.commit_lost == doubt_between)  # type: ignore[misc] # mypy infers no default
+    assert gates[0].acquire(timeout=30)
+    assert answer.cancel()
+    gates[1].release()
+    assert answer.in_doubt
+    assert batcher.shutdown(10)
+    assert answer.in_doubt

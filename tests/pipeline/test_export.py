@@ -1,6 +1,8 @@
 """Exports wait for their commit, give up in time, and count every item once."""
 
+import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from otel_pg_exporter.model import Outcome, RowBatch, Signal, Window
 from otel_pg_exporter.pipeline.availability import Availability
 from otel_pg_exporter.pipeline.batcher import Answer
 from otel_pg_exporter.pipeline.export import Export
+from otel_pg_exporter.pipeline.spool import Spool
 from otel_pg_exporter.telemetry import ItemCounters, ItemCounts
 from otel_pg_exporter.transcode import compile_plan
 from tests.workload import span, trace_body
@@ -66,3 +69,90 @@ def test_a_body_that_is_not_otlp_is_refused() -> None:
     with pytest.raises(UndecodableError):
         export(Signal.TRACES, b"\xff\xff\xff")
     assert counters.snapshot() == ItemCounts()
+
+
+def test_a_request_that_fails_unexpectedly_is_settled_too() -> None:
+    export, counters = answering(lambda answer: answer.set_exception(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        export(Signal.TRACES, _BODY)
+    assert counters.snapshot() == ItemCounts(received=2, refused=2)
+
+
+def spooling(
+    folder: Path, settle: Callable[[Answer], None], *, max_bytes: int = 2**20
+) -> tuple[Export, ItemCounters, Availability, Spool]:
+    counters, availability = ItemCounters(), Availability()
+    spool = Spool(folder, max_bytes=max_bytes)
+
+    def submit(_batch: RowBatch) -> Answer:
+        answer = Answer()
+        settle(answer)
+        return answer
+
+    export = Export(_PLANS, submit, counters, ack_timeout=0.05, availability=availability, spool=spool)
+    return export, counters, availability, spool
+
+
+def test_what_is_not_committed_in_time_is_spooled_and_the_next_at_once(tmp_path: Path) -> None:
+    waiting: list[Answer] = []
+    export, counters, availability, spool = spooling(tmp_path, waiting.append)
+    assert export(Signal.TRACES, _BODY) == Outcome(spooled=2)
+    assert availability.is_down(Signal.TRACES)
+    assert not availability.is_down(Signal.LOGS)
+    assert export(Signal.TRACES, trace_body([span(7)])) == Outcome(spooled=1)
+    assert len(waiting) == 1
+    assert counters.snapshot() == ItemCounts(received=3, in_spool=3, spooled=3)
+    spool.close()
+
+
+def test_a_retry_of_what_is_in_the_spool_is_a_duplicate(tmp_path: Path) -> None:
+    export, counters, _, spool = spooling(tmp_path, lambda _: None)
+    assert [export(Signal.TRACES, _BODY) for _ in range(3)] == [
+        Outcome(spooled=2),
+        Outcome(duplicate=2),
+        Outcome(duplicate=2),
+    ]
+    assert counters.snapshot() == ItemCounts(received=6, duplicate=4, in_spool=2, spooled=2)
+    assert spool.level.requests == 1
+    spool.close()
+
+
+def test_items_that_were_refused_at_the_door_are_named_although_the_rest_is_spooled(tmp_path: Path) -> None:
+    export, counters, _, spool = spooling(tmp_path, lambda _: None)
+    bad = span(1)
+    bad.span_id = b"short"
+    outcome = export(Signal.TRACES, trace_body([span(0), bad]))
+    assert (outcome.spooled, outcome.rejected) == (2, 1)
+    assert "1 of 2 spans refused: item 1" in outcome.error_message
+    assert counters.snapshot() == ItemCounts(received=2, in_spool=2, spooled=2)  # rejected when it is drained
+    spool.close()
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_request_is_spooled_in_doubt_if_it_was_being_written(tmp_path: Path, written: bool) -> None:
+    def settle(answer: Answer) -> None:
+        answer.being_written = written
+
+    export, _, _, spool = spooling(tmp_path, settle)
+    export(Signal.TRACES, _BODY)
+    [stored] = spool.following(0)
+    assert (stored.in_doubt_since is not None) is written
+    spool.close()
+
+
+def test_with_a_full_spool_postgresql_is_tried_all_the_same(tmp_path: Path) -> None:
+    away = threading.Event()
+    away.set()
+
+    def settle(answer: Answer) -> None:
+        if not away.is_set():
+            answer.set_result(Outcome(stored=2))
+
+    export, counters, availability, spool = spooling(tmp_path, settle, max_bytes=1)
+    with pytest.raises(OverloadedError, match="the spool is full: 0 of 1 bytes; 2 items refused"):
+        export(Signal.TRACES, _BODY)
+    assert availability.is_down(Signal.TRACES)
+    away.clear()
+    assert export(Signal.TRACES, _BODY) == Outcome(stored=2)
+    assert counters.snapshot() == ItemCounts(received=4, stored=2, refused=2)
+    spool.close()

@@ -351,6 +351,17 @@ def test_a_column_that_somebody_dropped_is_named(dsn: str, connection: Connectio
         check(connection, "otel", bundled_mapping)
 
 
+@pytest.mark.parametrize("table", ["dead_letters", "ingest_requests", "traces"])
+def test_a_table_that_somebody_dropped_is_named(
+    dsn: str, connection: Connection, bundled_mapping: Mapping, table: str
+) -> None:
+    connection.execute(f"DROP TABLE otel.{table} CASCADE".encode())
+    with pytest.raises(SchemaError, match=rf"tables that the migrations made are gone from schema otel: {table};"):
+        check(connection, "otel", bundled_mapping)
+    with pytest.raises(SchemaError, match="restore them"):
+        migrate(DatabaseSettings(dsn=dsn), bundled_mapping)
+
+
 def test_a_plain_role_migrates_with_create_on_the_database(
     owner_dsn: str, empty: Connection, bundled_mapping: Mapping
 ) -> None:
@@ -383,5 +394,6 @@ def test_a_users_default_isolation_does_no_harm(empty_dsn: str, empty: Connectio
     for setting in ("default_transaction_isolation = 'serializable'", "default_transaction_read_only = on"):
         empty.execute(f"ALTER DATABASE {empty.info.dbname} SET {setting}".encode())
     assert migrate(DatabaseSettings(dsn=empty_dsn), bundled_mapping) == FILES
+    empty.execute(f"ALTER DATABASE {empty.info.dbname} RESET default_transaction_read_only".encode())
     with psycopg.connect(empty_dsn, autocommit=True) as connection:
         assert ensure_partitions(connection, "otel", [20_000]) == {20_000}

@@ -1,5 +1,8 @@
 """What docs/roles.md grants is enough, and no more."""
 
+import contextlib
+import datetime as dt
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +13,15 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from otel_pg_exporter import mapping
-from otel_pg_exporter.config import DatabaseSettings
+from otel_pg_exporter.config import DatabaseSettings, ServeSettings
+from otel_pg_exporter.errors import DeploymentError
 from otel_pg_exporter.model import Outcome
+from otel_pg_exporter.postgres.connection import Connections, connect
+from otel_pg_exporter.postgres.dead_letters import DeadLetters, Selection
 from otel_pg_exporter.postgres.migrate import check, migrate
 from otel_pg_exporter.postgres.partitions import ahead, ensure_partitions
+from otel_pg_exporter.postgres.replay import Progress, Replay
+from otel_pg_exporter.postgres.verify import Verification
 from tests.postgres.samples import (
     NOON,
     RESOURCE,
@@ -30,7 +38,7 @@ from tests.workload import database, logs, record, traces
 from tests.workload import span as workload_span
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "roles.md"
-ROLES = ("otel_migrator", "otel_writer", "otel_reader")
+ROLES = ("otel_migrator", "otel_writer", "otel_reader", "otel_operator")
 DAY_NUMBER = minute_of(NOON) // 1440
 
 RESOURCE_ROW = {"resource_id": RESOURCE, "schema_url": "", "dropped_attributes_count": 0}
@@ -197,3 +205,63 @@ def test_the_functions_that_run_with_the_owners_rights_are_few_and_pinned(writer
         writer,
         "SELECT proname, proconfig FROM pg_proc WHERE pronamespace = 'otel'::regnamespace AND prosecdef",
     ) == [("ensure_partitions", ["search_path=otel, pg_temp"])]
+
+
+def test_the_reader_sees_dead_letters_and_verifies(granted: str, reader: Connection) -> None:
+    settings = DatabaseSettings(dsn=as_role("otel_reader", granted))
+    with database(as_role("otel_writer", granted)) as opened:
+        opened.writer.write([traces(workload_span(0), workload_span(1, span_id=bytes(8)))])
+    with connect(settings) as connection:
+        letters = DeadLetters(connection, settings)
+        [letter] = letters.newest_first(Selection())
+        assert letters.items([letter.id])
+        assert list(Verification(connection, settings, since=NOON - dt.timedelta(days=9999)).run()) == []
+        with pytest.raises(DeploymentError, match=r"docs/roles\.md"):
+            list(letters.purge(Selection()))
+
+
+def test_the_operator_replays_purges_and_repairs(granted: str) -> None:
+    dsn = as_role("otel_operator", granted)
+    with psycopg.connect(granted, autocommit=True) as administrator:
+        administrator.execute("ALTER TABLE otel.logs ADD CONSTRAINT no CHECK (body <> 'bad') NOT VALID")
+        administrator.execute("ALTER TABLE otel.spans ADD CONSTRAINT no CHECK (name <> 'bad') NOT VALID")
+        with database(as_role("otel_writer", granted)) as opened:
+            opened.writer.write([traces(workload_span(0), workload_span(1, name="bad"))])
+            opened.writer.write([logs(record("bad"))])
+        settings = ServeSettings(database=DatabaseSettings(dsn=dsn))
+        with contextlib.closing(Connections(settings.database, size=1)) as connections:
+            replay = Replay(settings, mapping.load(), connections)
+            assert list(replay.run(Selection()))[-1] == Progress(refused=2)
+            administrator.execute("ALTER TABLE otel.logs DROP CONSTRAINT no")
+            assert list(replay.run(Selection()))[-1] == Progress(stored=1, refused=1)
+        administrator.execute("UPDATE otel.traces SET span_count = 7")
+        administrator.execute("INSERT INTO otel.traces SELECT md5('')::uuid, now(), now(), 1, 0")
+        administrator.execute(
+            "INSERT INTO otel.spans SELECT (json_populate_record(s, %s)).* FROM otel.spans AS s",
+            [json.dumps({"trace_id": TRACE})],
+        )
+    with connect(settings.database) as connection:
+        assert list(DeadLetters(connection, settings.database).purge(Selection())) == [1]
+        walk = Verification(connection, settings.database, since=NOON - dt.timedelta(days=9999))
+        assert sorted(each.kind for each in walk.run(fix=True)) == ["different", "missing", "superfluous"]
+        assert list(Verification(connection, settings.database, since=NOON - dt.timedelta(days=9999)).run()) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM spans",
+        "UPDATE spans SET name = ''",
+        "UPDATE dead_letters SET otlp = ''",
+        "DELETE FROM ingest_requests",
+        "DROP TABLE dead_letters",
+        "CREATE TABLE otel.mine ()",
+        "SET ROLE otel_migrator",
+    ],
+)
+def test_the_operator_can_do_nothing_else(statement: str, granted: str) -> None:
+    with (
+        open_connection(as_role("otel_operator", granted)) as operator,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        operator.execute(statement.encode())

@@ -25,6 +25,7 @@ def error(sqlstate: str | None) -> psycopg.Error:
         ("23505", Verdict.DUPLICATE),
         ("23514", Verdict.DATA),
         ("25006", Verdict.RETRY),
+        ("08P01", Verdict.DATA),
         ("40001", Verdict.RETRY),
         ("40P01", Verdict.RETRY),
         ("42501", Verdict.DEPLOYMENT),
@@ -71,11 +72,6 @@ def test_a_deployment_error_names_its_remedy() -> None:
     assert isinstance(missing, DeploymentError)
     assert "otel-pg-exporter migrate" in str(missing)
     assert "docs/roles.md" in str(unavailable(error("42501"), phase="spans", broken=False))
-
-
-def test_a_standby_is_no_deployment_error() -> None:
-    assert type(unavailable(error("0A000"), phase="BEGIN", broken=False)) is OutageError
-    assert type(unavailable(error("0A000"), phase="spans", broken=False)) is DeploymentError
 
 
 def copy_numbers(connection: psycopg.Connection[tuple[Any, ...]], numbers: Sequence[int]) -> None:

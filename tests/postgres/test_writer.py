@@ -214,6 +214,14 @@ def test_a_refused_id_is_kept_as_a_dead_letter(db: Database) -> None:
             "ALTER TABLE spans DROP CONSTRAINT nothing",
             "valid ones too",
         ),
+        *(
+            (
+                f"ALTER TABLE {table} ADD CONSTRAINT nothing CHECK (service_name{suffix} IS NULL)",
+                f"ALTER TABLE {table} DROP CONSTRAINT nothing",
+                f"every row of {table}, valid ones too",
+            )
+            for table, suffix in (("resources", ""), ("traces", "s"))
+        ),
     ],
 )
 def test_a_table_at_fault_is_no_reason_to_refuse_rows(db: Database, damage: str, repair: str, message: str) -> None:

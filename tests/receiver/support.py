@@ -13,11 +13,11 @@ from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untype
 from grpc_status import rpc_status
 
 from otel_pg_exporter.config import ReceiverSettings
-from otel_pg_exporter.model import Outcome, Signal
+from otel_pg_exporter.model import Hold, Outcome, Signal, unbounded
 from otel_pg_exporter.pipeline.admission import ByteBudget
 from otel_pg_exporter.receiver.grpc import GrpcServer
 
-Export = Callable[[Signal, bytes], Outcome]
+Export = Callable[[Signal, bytes, Hold], Outcome]
 
 TRACES = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 LOGS = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
@@ -31,7 +31,7 @@ class Recorder:
         self.outcome = outcome or Outcome(stored=1)
         self.calls: list[tuple[Signal, bytes]] = []
 
-    def __call__(self, signal: Signal, body: bytes) -> Outcome:
+    def __call__(self, signal: Signal, body: bytes, hold: Hold = unbounded) -> Outcome:
         self.calls.append((signal, body))
         return self.outcome
 
@@ -43,8 +43,8 @@ class Blocker(Recorder):
         super().__init__()
         self.released = threading.Event()
 
-    def __call__(self, signal: Signal, body: bytes) -> Outcome:
-        outcome = super().__call__(signal, body)
+    def __call__(self, signal: Signal, body: bytes, hold: Hold = unbounded) -> Outcome:
+        outcome = super().__call__(signal, body, hold)
         assert self.released.wait(60)
         return outcome
 

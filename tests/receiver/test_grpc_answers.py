@@ -17,7 +17,7 @@ from otel_pg_exporter.errors import (
     UnauthenticatedError,
     UndecodableError,
 )
-from otel_pg_exporter.model import Outcome, Signal
+from otel_pg_exporter.model import Hold, Outcome, Signal
 from tests.receiver.support import LOGS, METRICS, TRACES, Connect, Recorder, Serve, Wire, refusal, settings
 from tests.support import wait_until
 
@@ -25,8 +25,8 @@ HEADERS, DATA = 1, 0  # HTTP/2 frame types
 END_STREAM = 1
 
 
-def failing(error: Exception) -> Callable[[Signal, bytes], Outcome]:
-    def export(_signal: Signal, _body: bytes) -> Outcome:
+def failing(error: Exception) -> Callable[[Signal, bytes, Hold], Outcome]:
+    def export(_signal: Signal, _body: bytes, _hold: Hold) -> Outcome:
         raise error
 
     return export
@@ -186,7 +186,7 @@ def test_a_call_that_comes_while_the_byte_budget_is_full_waits_a_moment_for_its_
 def test_a_body_that_would_not_fit_even_alone_takes_the_whole_budget_instead(serve: Serve, connect: Connect) -> None:
     levels: list[int] = []
 
-    def export(_signal: Signal, _body: bytes) -> Outcome:
+    def export(_signal: Signal, _body: bytes, _hold: Hold) -> Outcome:
         levels.append(running.budget.level)
         return Outcome()
 
@@ -198,7 +198,7 @@ def test_a_body_that_would_not_fit_even_alone_takes_the_whole_budget_instead(ser
 def test_a_refused_body_is_freed_without_waiting_for_the_garbage_collector(serve: Serve, connect: Connect) -> None:
     bodies: list[bytes] = []
 
-    def export(_signal: Signal, body: bytes) -> Outcome:
+    def export(_signal: Signal, body: bytes, _hold: Hold) -> Outcome:
         bodies.append(body)
         raise DatabaseUnavailableError("away")
 

@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from otel_pg_exporter.errors import DatabaseUnavailableError, UndecodableError
-from otel_pg_exporter.model import Outcome, Signal
+from otel_pg_exporter.model import Hold, Outcome, Signal
 from tests.receiver.support import METRICS, Connect, Recorder, Serve
 
 COMPRESSIONS = [grpc.Compression.NoCompression, grpc.Compression.Gzip, grpc.Compression.Deflate]
@@ -108,7 +108,7 @@ def test_every_data_point_of_a_metrics_request_is_rejected_with_a_remedy(serve: 
 def test_the_official_exporter_succeeds_when_items_were_refused_and_fails_when_the_request_was(serve: Serve) -> None:
     recorder = Recorder(Outcome(stored=1, rejected=1, error_message="span 1: empty trace id"))
 
-    def export(signal: Signal, body: bytes) -> Outcome:
+    def export(signal: Signal, body: bytes, _hold: Hold) -> Outcome:
         if b"bad" in body:
             raise UndecodableError("not OTLP")
         return recorder(signal, body)
@@ -123,7 +123,7 @@ def test_the_official_exporter_succeeds_when_items_were_refused_and_fails_when_t
 def test_the_official_exporter_retries_an_outage_with_the_same_bytes_and_succeeds(serve: Serve) -> None:
     bodies: list[bytes] = []
 
-    def export(_: Signal, body: bytes) -> Outcome:
+    def export(_: Signal, body: bytes, _hold: Hold) -> Outcome:
         bodies.append(body)
         if len(bodies) == 1:
             raise DatabaseUnavailableError("PostgreSQL is away")

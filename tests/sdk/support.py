@@ -3,8 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter
+from opentelemetry._logs import LogRecord
+from opentelemetry.sdk._logs import LoggerProvider, ReadableLogRecord
+from opentelemetry.sdk._logs.export import (
+    BatchLogRecordProcessor,
+    InMemoryLogRecordExporter,
+    LogRecordExporter,
+    SimpleLogRecordProcessor,
+)
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
@@ -44,3 +50,13 @@ def spans(*names: str) -> Sequence[ReadableSpan]:
     for name in names:
         tracer.start_span(name).end()
     return memory.get_finished_spans()
+
+
+def records(*bodies: str) -> list[ReadableLogRecord]:
+    """Return log records with these bodies."""
+    memory = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]  # upstream's has no annotations
+    provider = LoggerProvider(resource=RESOURCE, shutdown_on_exit=False)
+    provider.add_log_record_processor(SimpleLogRecordProcessor(memory))
+    for body in bodies:
+        provider.get_logger("test").emit(LogRecord(timestamp=1_700_000_000_000_000_000, body=body))
+    return list(memory.get_finished_logs())

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 from opentelemetry import trace
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
@@ -24,6 +26,7 @@ from otel_pg_exporter.sdk import PostgresLogRecordExporter, PostgresSpanExporter
 from otel_pg_exporter.telemetry import Statistics
 from otel_pg_exporter.transcode import compile_plan
 from otel_pg_exporter.transcode.wire import transcode
+from tests.proxy import proxy_for
 from tests.sdk.conftest import Query
 from tests.sdk.support import RESOURCE
 
@@ -151,3 +154,24 @@ def test_log_records_are_the_same_rows_both_ways(dsn: str, query: Query) -> None
     write_wire(dsn, Signal.LOGS, encode_logs(batch).SerializeToString())
     assert len(direct[0]) == len(batch)
     assert direct == [contents(query, table) for table in ("logs", "resources")]
+
+
+@pytest.mark.parametrize("signal", Signal)
+def test_what_went_through_the_spool_is_the_same_rows(dsn: str, query: Query, tmp_path: Path, signal: Signal) -> None:
+    exporter: Any = PostgresSpanExporter if signal is Signal.TRACES else PostgresLogRecordExporter
+    batch = ended_spans() if signal is Signal.TRACES else emitted_records()
+    tables = [signal.table, "resources", "traces"]
+    direct = exporter(dsn=dsn)
+    direct.export(batch)
+    direct.shutdown()
+    rows = [contents(query, table) for table in tables]
+    query("TRUNCATE spans, logs, resources, traces, ingest_requests")
+    with proxy_for(dsn) as proxy:
+        proxy.refuse()
+        spooling = exporter(dsn=proxy.dsn, timeout=0.3, spool_dir=tmp_path)
+        spooling.export(batch)
+        assert spooling.counts.in_spool == len(batch)
+        proxy.up()
+        spooling.shutdown()
+    assert spooling.counts.stored == len(batch) == len(rows[0])
+    assert [contents(query, table) for table in tables] == rows

@@ -54,9 +54,9 @@ def test_importing_the_exporters_loads_no_server_code() -> None:
     code = """
         import sys
         import otel_pg_exporter.sdk
-        unwanted = ("grpc", "grpc_status", "argparse", "platformdirs", "psycopg_pool", "otel_pg_exporter.cli",
-                    "otel_pg_exporter.service", "otel_pg_exporter.receiver", "otel_pg_exporter.postgres.embedded",
-                    "otel_pg_exporter.postgres.migrate")
+        unwanted = ("grpc", "grpc_status", "argparse", "platformdirs", "psycopg_pool", "sqlite3",
+                    "otel_pg_exporter.cli", "otel_pg_exporter.service", "otel_pg_exporter.receiver",
+                    "otel_pg_exporter.postgres.embedded", "otel_pg_exporter.postgres.migrate")
         print([name for name in unwanted if name in sys.modules])
     """
     assert run("", code) == "[]\n"

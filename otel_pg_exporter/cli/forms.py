@@ -1,0 +1,32 @@
+"""Arguments with a form of their own: moments and positive numbers; argparse's `type`s."""
+
+import argparse
+import datetime as dt
+import re
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+SPELLING = (
+    "a duration back from now (90m, 2h, 7d), or a timestamp (2026-11-23, 2026-11-23T12:00, in UTC unless it says)"
+)
+
+
+def moment(text: str) -> dt.datetime:
+    """Parse a duration back from now, or an ISO timestamp."""
+    duration = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    try:
+        if duration is not None:
+            return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=float(duration[1]) * _SECONDS[duration[2]])
+        parsed = dt.datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a duration, as 90m or 7d, nor an ISO timestamp"
+        ) from None
+    return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=dt.UTC)
+
+
+def positive(text: str) -> int:
+    """Parse a number from 1 on, as PostgreSQL's int8 holds it."""
+    if not re.fullmatch("[0-9]{1,18}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)

@@ -1,0 +1,98 @@
+"""What grpcio has not for request bodies: a deadline to read them by, and a bound of the memory that they take."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+_INTERVAL = 0.05  # seconds between two looks while bodies are being read
+_KEPT = 4  # bodies that are read on when memory is short: some get through even then
+_STATM = Path("/proc/self/statm")  # Linux alone has it; elsewhere there is only the deadline
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Cancellable(Protocol):
+    """A call that can be cancelled from another thread."""
+
+    def cancel(self) -> object:
+        """Cancel the call."""
+
+
+def resident_bytes() -> int:
+    """Return the process's resident memory; 0 where the system does not tell."""
+    try:
+        return int(_STATM.read_bytes().split()[1]) * _PAGE
+    except OSError:
+        return 0
+
+
+class BodyWatch:
+    """Cancels calls whose body takes too long to arrive, or too much memory.
+
+    Each such call holds a thread and a place among the calls in flight: without a deadline, a few hundred senders that
+    stall in the middle of a body would shut all others out for good. And nobody knows how large a body is before it is
+    there: while the process takes more than `memory_limit` bytes, of the bodies that were not there at once all but the
+    oldest four are given up. A cancelled sender hears CANCELLED, which OTLP counts among the statuses to retry.
+
+    `_lock` guards `_reading`. The thread is started by `start()` and joined by `stop()`.
+    """
+
+    def __init__(
+        self,
+        timeout: float,
+        *,
+        memory_limit: int,
+        clock: Callable[[], float] = time.monotonic,
+        memory: Callable[[], int] = resident_bytes,
+    ) -> None:
+        self._timeout = timeout
+        self._memory_limit = memory_limit
+        self._clock = clock
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._reading: dict[Cancellable, float] = {}  # call to when it began, in order of both
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="otlp-body-watch", daemon=True)
+
+    def start(self) -> None:
+        """Start to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop to watch; harmless before `start()` and when repeated."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @contextmanager
+    def watch(self, call: Cancellable) -> Iterator[None]:
+        """Cancel `call` if the `with` block is not left in time."""
+        with self._lock:
+            self._reading[call] = self._clock()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reading.pop(call, None)
+
+    def cancel_overdue(self) -> int:
+        """Cancel what is overdue now, and what memory has no room for; return how many calls that were."""
+        now = self._clock()
+        with self._lock:
+            slow = [(call, now - began) for call, began in self._reading.items() if now - began >= _INTERVAL]
+            given_up = [call for call, age in slow if age >= self._timeout]
+            if len(slow) - len(given_up) > _KEPT and self._memory() > self._memory_limit:
+                given_up = [*given_up, *(call for call, _ in slow[len(given_up) + _KEPT :])]
+            for call in given_up:
+                del self._reading[call]
+        for call in given_up:
+            call.cancel()
+        return len(given_up)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(_INTERVAL):
+            if self._reading:
+                self.cancel_overdue()
