@@ -56,7 +56,7 @@ class Batch:
     @functools.cached_property
     def buffer(self) -> bytes:
         """One stream of binary COPY."""
-        return b"".join(copy_data(self.rows))
+        return b"".join(copy_data(self.rows, range(len(self.rows))))
 
     @functools.cached_property
     def values(self) -> list[tuple[Any, ...]]:

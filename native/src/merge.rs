@@ -4,8 +4,6 @@ use std::sync::Arc;
 
 use crate::packed::Packed;
 
-const COPY_HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-const COPY_TRAILER: &[u8; 2] = b"\xff\xff";
 const PREFIX: usize = 16;
 
 /// Parts that follow one another as if they were one; they are shared, not copied.
@@ -56,20 +54,24 @@ impl Joined<Packed> {
         part.get(index)
     }
 
-    /// How many bytes a COPY of these rows has.
-    pub fn copy_size(&self, rows: &[usize]) -> usize {
-        let data: usize = rows.iter().filter_map(|row| self.get(*row)).map(<[u8]>::len).sum();
-        COPY_HEADER.len() + data + COPY_TRAILER.len()
+    /// How many of these rows make a piece of about `bytes` bytes, and how many bytes they have.
+    pub fn piece(&self, rows: &[usize], bytes: usize) -> (usize, usize) {
+        let mut size = 0;
+        for (count, row) in rows.iter().enumerate() {
+            if size >= bytes {
+                return (count, size);
+            }
+            size += self.get(*row).map_or(0, <[u8]>::len);
+        }
+        (rows.len(), size)
     }
 
-    /// Write a COPY of these rows into a buffer of its size.
-    pub fn copy_into(&self, rows: &[usize], buffer: &mut [u8]) {
-        let data = rows.iter().filter_map(|row| self.get(*row));
-        let pieces = std::iter::once(&COPY_HEADER[..]).chain(data).chain(std::iter::once(&COPY_TRAILER[..]));
+    /// Write rows into a buffer of their size.
+    pub fn gather(&self, rows: &[usize], buffer: &mut [u8]) {
         let mut rest = buffer;
-        for piece in pieces {
-            let Some((place, after)) = rest.split_at_mut_checked(piece.len()) else { return };
-            place.copy_from_slice(piece);
+        for row in rows.iter().filter_map(|row| self.get(*row)) {
+            let Some((place, after)) = rest.split_at_mut_checked(row.len()) else { return };
+            place.copy_from_slice(row);
             rest = after;
         }
     }
@@ -148,11 +150,14 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_gathered_between_header_and_trailer() {
+    fn rows_are_gathered_in_pieces() {
         let rows = joined(&[&["one"], &["two", "three"]]);
-        let mut buffer = vec![0; rows.copy_size(&[2, 0])];
-        rows.copy_into(&[2, 0], &mut buffer);
-        assert_eq!(buffer, b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0threeone\xff\xff");
+        assert_eq!(rows.piece(&[2, 0, 1], 4), (1, 5));
+        assert_eq!(rows.piece(&[0, 1, 2], 4), (2, 6));
+        assert_eq!(rows.piece(&[], 4), (0, 0));
+        let mut buffer = vec![0; 8];
+        rows.gather(&[2, 0], &mut buffer);
+        assert_eq!(buffer, b"threeone");
         assert_eq!((rows.get(1), rows.get(3)), (Some(&b"two"[..]), None));
     }
 }

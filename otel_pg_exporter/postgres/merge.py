@@ -10,6 +10,7 @@ from itertools import chain, repeat
 from typing import TypeVar
 
 from otel_pg_exporter.model import Anomaly, Outcome, Rejection, RowBatch, Signal, SpanFacts, rejection_message
+from otel_pg_exporter.transcode import extension
 
 T = TypeVar("T")
 
@@ -23,9 +24,9 @@ class Merged:
     def __init__(self, batches: Sequence[RowBatch]) -> None:
         self.signal: Signal = batches[0].signal
         self.batches = batches
-        self.rows: list[bytes] = _concatenated(batch.rows for batch in batches)
-        self.keys: list[bytes] = _concatenated(batch.keys for batch in batches)
-        self.facts: list[SpanFacts] = _concatenated(batch.facts for batch in batches)
+        self.rows = _joined([batch.rows for batch in batches])
+        self.keys = _joined([batch.keys for batch in batches])
+        self.facts = _joined_facts([batch.facts for batch in batches])
         self.resource_ids: list[bytes] = _concatenated(batch.resource_ids for batch in batches)
         self.owners: list[int] = _concatenated(repeat(i, len(batch.rows)) for i, batch in enumerate(batches))
         self.items: list[int] = _concatenated(batch.items for batch in batches)
@@ -39,6 +40,10 @@ class Merged:
     def _sort(self) -> None:
         if not self.keys:
             self.survivors = list(range(len(self.rows)))
+            return
+        if extension is not None and isinstance(self.keys, extension.Rows):
+            self.survivors, doubles = self.keys.order()
+            self.doubles = dict(doubles)
             return
         order = sorted(range(len(self.keys)), key=self.keys.__getitem__)
         survivors = self.survivors = order[:1]
@@ -140,6 +145,14 @@ class Tally:
                 )
             )
         return answers
+
+
+def _joined(parts: Sequence[Sequence[bytes]]) -> Sequence[bytes]:
+    return _concatenated(parts) if extension is None else extension.Rows.join(parts)
+
+
+def _joined_facts(parts: Sequence[Sequence[SpanFacts]]) -> Sequence[SpanFacts]:
+    return _concatenated(parts) if extension is None else extension.Facts.join(parts)
 
 
 def _concatenated(parts: Iterable[Iterable[T]]) -> list[T]:

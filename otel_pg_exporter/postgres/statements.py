@@ -14,6 +14,7 @@ from psycopg.pq import Format
 
 from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.model import Column, ColumnType, Table
+from otel_pg_exporter.transcode import extension
 
 # pg_type's oids, as binary arrays carry them.
 _OIDS = {
@@ -56,6 +57,11 @@ def array(kind: ColumnType, values: Iterable[bytes | None]) -> Array:
     return _join(kind, [_NULL if value is None else struct.pack("!i", len(value)) + value for value in values])
 
 
+def oids(kinds: Iterable[ColumnType]) -> list[int]:
+    """List the types' oids."""
+    return [_OIDS[kind] for kind in kinds]
+
+
 def arrays(kinds: Sequence[ColumnType], rows: Iterable[Sequence[bytes | None]]) -> list[Array]:
     """Turn rows of values in binary format into one array a column."""
     columns = list(zip(*rows, strict=True)) or [()] * len(kinds)
@@ -93,16 +99,26 @@ def _join(kind: ColumnType, fields: Sequence[bytes]) -> Array:
     return Array(struct.pack("!iiiii", 1, 1, _OIDS[kind], len(fields), 1) + b"".join(fields))
 
 
-def copy_data(rows: Iterable[bytes]) -> Iterator[bytes]:
+def copy_data(rows: Sequence[bytes], chosen: Sequence[int]) -> Iterator[bytes]:
     """Frame binary COPY tuples as one COPY stream, in pieces: no batch, however large, is in memory a second time."""
-    pieces, size = [_COPY_HEADER], 0
+    yield _COPY_HEADER
+    if extension is not None and isinstance(rows, extension.Rows):
+        yield from rows.gather(chosen, _COPY_PIECE)
+    else:
+        yield from _gathered(map(rows.__getitem__, chosen))
+    yield _COPY_TRAILER
+
+
+def _gathered(rows: Iterable[bytes]) -> Iterator[bytes]:
+    pieces: list[bytes] = []
+    size = 0
     for row in rows:
         pieces.append(row)
         size += len(row)
         if size >= _COPY_PIECE:
             yield b"".join(pieces)
             pieces, size = [], 0
-    yield b"".join([*pieces, _COPY_TRAILER])
+    yield b"".join(pieces)
 
 
 def begin(settings: DatabaseSettings) -> sql.Composed:

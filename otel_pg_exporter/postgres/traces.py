@@ -1,10 +1,12 @@
 """What a batch of spans adds to `traces`: one aggregate a trace, summed over the spans really inserted."""
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from otel_pg_exporter.model import SpanFacts
-from otel_pg_exporter.postgres.statements import Array, arrays, trace_types
+from otel_pg_exporter.postgres.statements import Array, arrays, oids, trace_types
+from otel_pg_exporter.transcode import extension
 
 # A hostile sender could name millions of services in one trace. The smallest names win, which keeps the merge
 # commutative and associative; `merge_service_names` in the database cuts alike.
@@ -53,8 +55,49 @@ def aggregate(facts: Iterable[SpanFacts]) -> dict[bytes, TraceAggregate]:
     return traces
 
 
-def control(sum_count: int) -> dict[bytes, TraceAggregate]:
-    """Build the aggregate of a span that is valid by the mapping, whatever the senders sent; its ids are all zeros."""
+class Summary(Protocol):
+    """What a batch of spans adds to `traces`, whichever core has summed it up."""
+
+    @property
+    def ids(self) -> list[bytes]:
+        """The ids of all traces, sorted.
+
+        That is the order in which rows are locked: writers that meet on the same traces would else deadlock.
+        """
+
+    def parameters(self, ids: Sequence[bytes]) -> list[Array]:
+        """Return the parameters of `statements.upsert_traces` for the traces with these ids, which are sorted."""
+
+
+def summarise(facts: Sequence[SpanFacts], rows: Sequence[int], sum_count: int) -> Summary:
+    """Sum up the spans of these rows."""
+    if extension is not None and isinstance(facts, extension.Facts):
+        return _NativeSummary(extension.Traces(facts, rows), sum_count)
+    return _ReferenceSummary(aggregate(map(facts.__getitem__, rows)), sum_count)
+
+
+class _ReferenceSummary:
+    def __init__(self, traces: dict[bytes, TraceAggregate], sum_count: int) -> None:
+        self._traces = traces
+        self._sum_count = sum_count
+        self.ids = sorted(traces)
+
+    def parameters(self, ids: Sequence[bytes]) -> list[Array]:
+        return parameters({trace_id: self._traces[trace_id] for trace_id in ids}, self._sum_count)
+
+
+class _NativeSummary:
+    def __init__(self, traces: "extension.Traces", sum_count: int) -> None:
+        self._traces = traces
+        self._oids = oids(trace_types(sum_count))
+        self.ids = traces.ids
+
+    def parameters(self, ids: Sequence[bytes]) -> list[Array]:
+        return list(map(Array, self._traces.parameters(ids, self._oids)))
+
+
+def control(sum_count: int) -> list[Array]:
+    """Build the parameters of a span that is valid by the mapping, whatever the senders sent; its ids are all zeros."""
     facts = SpanFacts(
         trace_id=bytes(16),
         span_id=bytes(8),
@@ -66,14 +109,11 @@ def control(sum_count: int) -> dict[bytes, TraceAggregate]:
         service_name="control",
         sums=(0,) * sum_count,
     )
-    return aggregate([facts])
+    return parameters(aggregate([facts]), sum_count)
 
 
 def parameters(traces: dict[bytes, TraceAggregate], sum_count: int) -> list[Array]:
-    """Turn aggregates into the parameters of `statements.upsert_traces`, sorted by trace id.
-
-    The order is the order in which rows are locked: writers that meet on the same traces would else deadlock.
-    """
+    """Turn aggregates into the parameters of `statements.upsert_traces`, sorted by trace id."""
     return arrays(trace_types(sum_count), [_row(trace_id, traces[trace_id]) for trace_id in sorted(traces)])
 
 

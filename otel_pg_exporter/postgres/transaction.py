@@ -186,7 +186,7 @@ class Transaction:
 
     def _copy(self, statement: bytes, rows: Sequence[int]) -> None:
         with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
-            for data in statements.copy_data(map(self._merged.rows.__getitem__, rows)):
+            for data in statements.copy_data(self._merged.rows, rows):
                 self._bytes += len(data)
                 copy.write(data)
 
@@ -273,12 +273,13 @@ class Transaction:
 
     def _put_traces(self) -> None:
         self.phase = "traces"
-        sums = traces.aggregate(map(self._merged.facts.__getitem__, self._tally.stored))
-        if not sums:
+        summary = traces.summarise(self._merged.facts, self._tally.stored, self._compiled.sum_count)
+        ids = summary.ids
+        if not ids:
             return
         refused = self._refused(
-            sorted(sums),
-            lambda ids: self._upsert_traces({trace_id: sums[trace_id] for trace_id in ids}),
+            ids,
+            lambda ids: self._upsert_traces(summary.parameters(ids)),
             control=lambda: self._upsert_traces(traces.control(self._compiled.sum_count)),
         )
         if refused:
@@ -287,8 +288,8 @@ class Transaction:
                 {trace_id: (f"trace summary: {reason(exc)}", exc.sqlstate) for trace_id, exc in refused.items()}
             )
 
-    def _upsert_traces(self, sums: dict[bytes, traces.TraceAggregate]) -> None:
-        self._execute(self._compiled.upsert_traces, traces.parameters(sums, self._compiled.sum_count))
+    def _upsert_traces(self, parameters: Sequence[statements.Array]) -> None:
+        self._execute(self._compiled.upsert_traces, parameters)
 
     def _put_dead_letters(self) -> None:
         """Keep what was refused; in slices, since each letter repeats its resource and scope."""

@@ -53,3 +53,10 @@ def choose(wanted: str) -> Core:
 
 
 CORE, compile_plan, transcode = choose(load(CoreSettings, prefix=SERVER_PREFIX).core)
+
+if CORE == "native":
+    from otel_pg_exporter import _native
+
+    extension = _native
+else:
+    extension = None  # type: ignore[assignment] # whoever uses it asks for it first

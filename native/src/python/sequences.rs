@@ -54,12 +54,9 @@ impl PyRows {
         (order.survivors, order.doubles)
     }
 
-    /// Frame rows as one COPY stream.
-    fn copy_data<'py>(&self, py: Python<'py>, rows: Vec<usize>) -> PyResult<Bound<'py, PyBytes>> {
-        PyBytes::new_with(py, self.0.copy_size(&rows), |buffer| {
-            self.0.copy_into(&rows, buffer);
-            Ok(())
-        })
+    /// Put rows behind one another, in pieces of about so many bytes.
+    fn gather(&self, rows: Vec<usize>, piece_bytes: usize) -> PyPieces {
+        PyPieces { of: self.0.clone(), rows, piece_bytes, next: 0 }
     }
 
     fn __len__(&self) -> usize {
@@ -74,6 +71,34 @@ impl PyRows {
 
     fn __eq__(slf: &Bound<'_, Self>, other: &Bound<'_, PyAny>) -> PyResult<bool> {
         equal(slf.as_any(), other)
+    }
+}
+
+/// Rows behind one another: an `Iterator[bytes]`.
+#[pyclass(name = "Pieces", module = "otel_pg_exporter._native")]
+pub struct PyPieces {
+    of: Joined<Packed>,
+    rows: Vec<usize>,
+    piece_bytes: usize,
+    next: usize,
+}
+
+#[pymethods]
+impl PyPieces {
+    fn __iter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __next__<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let rest = self.rows.get(self.next..).unwrap_or_default();
+        let (count, size) = self.of.piece(rest, self.piece_bytes);
+        self.next += count;
+        let Some(rows) = rest.get(..count).filter(|rows| !rows.is_empty()) else { return Ok(None) };
+        let piece = PyBytes::new_with(py, size, |buffer| {
+            self.of.gather(rows, buffer);
+            Ok(())
+        })?;
+        Ok(Some(piece))
     }
 }
 
