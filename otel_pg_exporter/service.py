@@ -57,6 +57,8 @@ _SPARE_SHARE = 1 / 16
 
 # Of the time that a stop may take, the share kept for writing what waits and for PostgreSQL's own end.
 _RESERVED_SHARE = 0.25
+# What is being written and is nobody's to wait for, since its sender has its answer, gets no longer than this.
+_UNAWAITED_TIMEOUT = 2.0  # seconds
 # PostgreSQL gets this many seconds for its last checkpoint, even if the drain has used up all the time.
 _LEAST_POSTGRES_TIMEOUT = 2.0
 
@@ -140,7 +142,7 @@ class Service:
                 self._start_postgres(stack)
             self._prepare_tables_or_go_without()
             self._connect()
-            stack.callback(lambda: self._connections.close(self._remaining()))
+            stack.callback(lambda: self._connections.close(min(self._remaining(), _UNAWAITED_TIMEOUT)))
             self._open_spool(stack)
             ticker = Ticker(self._jobs())
             stack.callback(self._log_statistics)
@@ -231,7 +233,7 @@ class Service:
                 availability=self._availability,
                 ledger_ttl=settings.spool.ledger_ttl,
             )
-            stack.callback(lambda: drain.stop(self._remaining() * (1 - _RESERVED_SHARE)))
+            stack.callback(lambda: drain.stop(min(self._remaining(), _UNAWAITED_TIMEOUT)))
         batcher = Batcher(write, settings.pipeline)
         stack.callback(lambda: self._shut_down(batcher))
         export = Export(
@@ -295,7 +297,9 @@ class Service:
         return max(0.0, self._deadline - now)
 
     def _shut_down(self, batcher: Batcher) -> None:
-        if not batcher.shutdown(self._remaining() * (1 - _RESERVED_SHARE)):
+        awaited = self._counters.snapshot().in_flight
+        patience = self._remaining() * (1 - _RESERVED_SHARE)
+        if not batcher.shutdown(patience if awaited else min(patience, _UNAWAITED_TIMEOUT)) and awaited:
             _logger.warning("stopped before all was written; its senders were not told OK, and will send it again")
 
     def _close_spool(self, spool: Spool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 _INTERVAL = 0.05  # seconds between two looks while bodies are being read
+_STALLED = 0.5  # seconds after which a body is taken to stall
 _KEPT = 4  # bodies that are read on when memory is short: some get through even then
 _STATM = Path("/proc/self/statm")  # Linux alone has it; elsewhere there is only the deadline
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -37,7 +38,8 @@ class BodyWatch:
     there: while the process takes more than `memory_limit` bytes, of the bodies that were not there at once all but the
     oldest four are given up. A cancelled sender hears CANCELLED, which OTLP counts among the statuses to retry.
 
-    `_lock` guards `_reading`. The thread is started by `start()` and joined by `stop()`.
+    `_lock` guards `_reading`, and is held while `stalled` is called. The thread is started by `start()` and joined by
+    `stop()`.
     """
 
     def __init__(
@@ -53,7 +55,8 @@ class BodyWatch:
         self._clock = clock
         self._memory = memory
         self._lock = threading.Lock()
-        self._reading: dict[Cancellable, float] = {}  # call to when it began, in order of both
+        # Call to when it began, in order of both, and what is to be told when it stalls.
+        self._reading: dict[Cancellable, tuple[float, Callable[[], None] | None]] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="otlp-body-watch", daemon=True)
 
@@ -68,10 +71,10 @@ class BodyWatch:
             self._thread.join()
 
     @contextmanager
-    def watch(self, call: Cancellable) -> Iterator[None]:
-        """Cancel `call` if the `with` block is not left in time."""
+    def watch(self, call: Cancellable, stalled: Callable[[], None] | None = None) -> Iterator[None]:
+        """Cancel `call` if the `with` block is not left in time; tell once, and only inside it, that it stalls."""
         with self._lock:
-            self._reading[call] = self._clock()
+            self._reading[call] = self._clock(), stalled
         try:
             yield
         finally:
@@ -82,7 +85,8 @@ class BodyWatch:
         """Cancel what is overdue now, and what memory has no room for; return how many calls that were."""
         now = self._clock()
         with self._lock:
-            slow = [(call, now - began) for call, began in self._reading.items() if now - began >= _INTERVAL]
+            slow = [(call, now - began) for call, (began, _) in self._reading.items() if now - began >= _INTERVAL]
+            self._tell_stalled(now)
             given_up = [call for call, age in slow if age >= self._timeout]
             if len(slow) - len(given_up) > _KEPT and self._memory() > self._memory_limit:
                 given_up = [*given_up, *(call for call, _ in slow[len(given_up) + _KEPT :])]
@@ -91,6 +95,12 @@ class BodyWatch:
         for call in given_up:
             call.cancel()
         return len(given_up)
+
+    def _tell_stalled(self, now: float) -> None:
+        for call, (began, stalled) in self._reading.items():
+            if stalled is not None and now - began >= _STALLED:
+                stalled()
+                self._reading[call] = began, None  # another value for a key: the order stays
 
     def _run(self) -> None:
         while not self._stopped.wait(_INTERVAL):

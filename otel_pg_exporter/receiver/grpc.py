@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NoReturn
 
 import grpc
@@ -81,7 +82,7 @@ class GrpcServer:
     """Serves OTLP/gRPC: admits a call, reads its body, hands it to `export`, and answers with what became of it.
 
     `export` is called in the call's thread, many at a time, and must not wait for ever; it raises ExporterError for a
-    whole request. A call's reservation in `budget` lasts until `export` returns, and grows by the `Hold` it is given.
+    whole request. The `Hold` that it is given is the request's share of `budget`, until nobody keeps it any more.
 
     On a shared port (`reuse_port`) a connection lives for `connection_age` seconds, give or take 10 %. Then its client
     is told by GOAWAY to open another, which after a stop has begun leads to the next process.
@@ -197,9 +198,9 @@ class GrpcServer:
     ) -> bytes:
         with (
             self._gate.enter(),
-            self._budget.reserve(self._estimate.value, timeout=_ADMISSION_TIMEOUT) as reservation,
+            _released_on_error(self._budget.reserve(self._estimate.value, timeout=_ADMISSION_TIMEOUT)) as reservation,
         ):
-            with self._bodies.watch(context):
+            with self._bodies.watch(context, functools.partial(self._stalled, reservation)):
                 # A second message is not looked for, as in gRPC's own unary methods: that took another 140 µs a call
                 # where a whole call took 620, and no client's unary stub can send one.
                 body = next(messages, None)
@@ -210,16 +211,48 @@ class GrpcServer:
             self._estimate.learn(size)
             reservation.correct(size)
             try:
-                return take(body, functools.partial(self._hold, reservation))
+                return take(body, _Held(reservation, self._budget.largest))
             except ExporterError:
                 raise
             except Exception as exc:
                 raise self._unexpected.judge(exc, body) from exc
 
-    def _hold(self, reservation: Reservation, size: int) -> None:
-        """Reserve as much as a request is known to hold by now; capped as above, and never less than before."""
-        if (size := min(size, self._budget.largest)) > reservation.size:
-            reservation.correct(size, timeout=_GROWTH_TIMEOUT)
+    def _stalled(self, reservation: Reservation) -> None:
+        """Expect little of a body that does not come, or four that stall could use up the budget by their estimates."""
+        self._estimate.learn(_LEAST_ESTIMATE)
+        if reservation.size > _LEAST_ESTIMATE:
+            reservation.correct(_LEAST_ESTIMATE)
+
+
+@contextmanager
+def _released_on_error(reservation: Reservation) -> Iterator[Reservation]:
+    """Give a reservation back when its call fails: who keeps the error keeps the call's frames and all they hold."""
+    try:
+        yield reservation
+    except BaseException:
+        reservation.release()
+        raise
+
+
+class _Held:
+    """What an answered request holds of the budget, for as long as anything refers to this.
+
+    A batch that a writer is busy with outlives its call, which leaves it to the spool after `ack_timeout`.
+    """
+
+    __slots__ = ("_largest", "_reservation")
+
+    def __init__(self, reservation: Reservation, largest: int) -> None:
+        self._reservation = reservation
+        self._largest = largest
+
+    def __call__(self, size: int) -> None:
+        """Reserve as much as the request is known to hold by now, capped as its body is."""
+        if (size := min(size, self._largest)) > self._reservation.size:
+            self._reservation.correct(size, timeout=_GROWTH_TIMEOUT)
+
+    def __del__(self) -> None:
+        self._reservation.release()
 
 
 def _export(export: Callable[[Signal, bytes, Hold], Outcome], signal: Signal, body: bytes, hold: Hold) -> bytes:

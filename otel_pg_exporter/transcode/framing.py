@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from otel_pg_exporter.errors import TooLargeError, UndecodableError
-from otel_pg_exporter.model import Signal
+from otel_pg_exporter.model import Hold, Signal
 from otel_pg_exporter.transcode.protobuf_wire import (
     DELIMITED,
     FIXED32,
@@ -102,13 +102,14 @@ def item_frame(item: bytes) -> bytes:
 class OneItemRequests:
     """Cuts single items out of a request: same resource, scope and schema URLs, the item's own bytes.
 
-    Keeps the body alive. Items are asked for in ascending order, or the walk begins anew. Each repeats its resource
-    and scope, which may be many times as large as it is: once 64 MiB of them were handed out in one walk, the items
-    that follow come without.
+    Keeps the body alive, and `hold`, which counts it. Items are asked for in ascending order, or the walk begins anew.
+    Each repeats its resource and scope, which may be many times as large as it is: once 64 MiB of them were handed out
+    in one walk, the items that follow come without.
     """
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, hold: Hold) -> None:
         self._body = body
+        self._hold = hold
         self._items: Iterator[tuple[int, bytes, bytes, bytes]] = iter(())
         self._last: int | None = None  # None: the walk has not begun
         self._repeated = 0
@@ -116,7 +117,7 @@ class OneItemRequests:
     def __call__(self, index: int) -> bytes:
         """Return a request that holds only the item of this index."""
         if self._last is None or index <= self._last:
-            self._items = self._walk()
+            self._items = _one_by_one(self._body)
             self._repeated = 0
         self._last = index
         _, resource, scope, item = next(each for each in self._items if each[0] == index)
@@ -125,14 +126,15 @@ class OneItemRequests:
             resource = scope = b""
         return resource_frame(resource, scope_frame(scope, item_frame(item)))
 
-    def _walk(self) -> Iterator[tuple[int, bytes, bytes, bytes]]:
-        index = 0
-        for resource in split(self._body, piece_bytes=len(self._body)):
-            for scope in resource.scopes:
-                for run in scope.runs:
-                    for item in items(self._body, run):
-                        yield index, resource.rest, scope.rest, item
-                        index += 1
+
+def _one_by_one(body: bytes) -> Iterator[tuple[int, bytes, bytes, bytes]]:
+    index = 0
+    for resource in split(body, piece_bytes=len(body)):
+        for scope in resource.scopes:
+            for run in scope.runs:
+                for item in items(body, run):
+                    yield index, resource.rest, scope.rest, item
+                    index += 1
 
 
 _SERVICES = {

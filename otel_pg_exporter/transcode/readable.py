@@ -47,7 +47,7 @@ _FLAGS_HAS_IS_REMOTE = 0x100
 _FLAGS_IS_REMOTE = 0x200
 _UINT64_MAX = 2**64 - 1
 _LIMITS = Limits()
-_LIGHT = 16_384  # characters and values, below which no item can exceed the limits
+_LIGHT = 16_384  # characters and values; with no more, no item can exceed the limits
 _TRANSACTION_BYTES = 32 * 2**20  # of rows; a single larger one still goes whole
 _HELD_BYTES = 2_000  # what an item that waits for its commit holds in the SDK's objects, roughly
 
@@ -158,17 +158,24 @@ def _checked_log_record(readable: ReadableLogRecord) -> LogRecord:
 
 def _checked_size(attributes: Mapping[str, Any], level: int) -> int:
     """Return about how many characters and values there are. Raises _UnfitError for what nests too deep."""
-    size = 1
-    for key, value in attributes.items():
-        size += 1 + (len(key) if type(key) is str else _LIGHT)
+    try:
+        size = len("".join(attributes)) + len(attributes)
+    except TypeError:  # keys of other types
+        size = _LIGHT + 1
+    for value in attributes.values():
         kind = type(value)
         if kind is str or kind is bytes:
             size += len(value)
         elif kind not in SCALARS:
-            if nests_too_deep(value, level):
-                raise _UnfitError(f"messages nest deeper than {MAX_LEVEL} levels in {key!r}")
-            size += _LIGHT  # never mind how much
+            _check_nesting(attributes, level)
+            return size + _LIGHT  # never mind how much more
     return size
+
+
+def _check_nesting(attributes: Mapping[str, Any], level: int) -> None:
+    for key, value in attributes.items():
+        if nests_too_deep(value, level):
+            raise _UnfitError(f"messages nest deeper than {MAX_LEVEL} levels in {key!r}")
 
 
 def _check_weight(values: Span | LogRecord | Resource | Scope, size: int) -> None:

@@ -66,7 +66,7 @@ def transcode(
     if len(body) > limits.piece_bytes or not _read_whole(builder, plan.signal, body):
         check_frame(body, parts=limits.parts, piece_bytes=limits.piece_bytes)
         _Pieces(builder, plan.signal, body, limits).read()
-    return builder.finish(otlp=OneItemRequests(body), held=len(body))
+    return builder.finish(otlp=OneItemRequests(body, hold), held=len(body))
 
 
 def identify(signal: Signal, body: bytes) -> bytes:

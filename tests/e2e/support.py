@@ -63,6 +63,7 @@ def receiving(
     pipeline: PipelineSettings | None = None,
     database: DatabaseSettings | None = None,
     spool_dir: Path | None = None,
+    spool_max_bytes: int = 2**30,
     shutdown_timeout: float = 20.0,
 ) -> Iterator[Receiver]:
     """Yield a receiver that writes to `dsn`; what it wrote is read through `read_dsn` (default: the same).
@@ -73,8 +74,8 @@ def receiving(
     settings = ServeSettings(
         database=replace(database or DatabaseSettings(), dsn=dsn),
         pipeline=pipeline or PipelineSettings(ack_timeout=30),
-        spool=SpoolSettings(spool=spool_dir is not None, spool_dir=spool_dir),
-        receiver=ReceiverSettings(grpc_endpoint="127.0.0.1:0"),
+        spool=SpoolSettings(spool=spool_dir is not None, spool_dir=spool_dir, spool_max_bytes=spool_max_bytes),
+        receiver=ReceiverSettings(grpc_endpoint="127.0.0.1:0", max_request_bytes=min(64 * 2**20, spool_max_bytes)),
         shutdown_timeout=shutdown_timeout,
     )
     with Service(settings) as service:

@@ -16,6 +16,7 @@ from otel_pg_exporter.config import ReceiverSettings
 from otel_pg_exporter.model import Hold, Outcome, Signal, unbounded
 from otel_pg_exporter.pipeline.admission import ByteBudget
 from otel_pg_exporter.receiver.grpc import GrpcServer
+from tests.support import wait_until
 
 Export = Callable[[Signal, bytes, Hold], Outcome]
 
@@ -143,6 +144,23 @@ class Client:
 
     def _unary(self, method: str) -> "grpc.UnaryUnaryMultiCallable[bytes, bytes]":
         return self.channel.unary_unary(method, None, None)
+
+
+def persist(client: Client, body: bytes) -> None:
+    """Export until it is taken, as SDKs do while they are asked to come again.
+
+    CANCELLED is gRPC's own answer while more than a thousand calls wait for a thread; OTLP counts it among those.
+    """
+
+    def taken() -> bool:
+        try:
+            client.export(TRACES, body)
+        except grpc.RpcError as exc:
+            heard = refusal(exc)
+            return heard.code is not grpc.StatusCode.CANCELLED and heard.retry_delay != 1
+        return True
+
+    wait_until(taken)
 
 
 Connect = Callable[[str], Client]

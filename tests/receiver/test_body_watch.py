@@ -56,6 +56,24 @@ def test_when_memory_is_short_all_but_the_oldest_four_are_given_up() -> None:
         assert bodies.cancel_overdue() == 0
 
 
+def test_a_body_that_stalls_is_told_of_once_and_never_when_it_is_there() -> None:
+    clock = Clock()
+    bodies = BodyWatch(10, memory_limit=2**40, clock=clock)
+    told: list[str] = []
+    with bodies.watch(Call(), lambda: told.append("stalled")):
+        bodies.cancel_overdue()
+        assert told == []
+        clock.now = 1
+        bodies.cancel_overdue()
+        bodies.cancel_overdue()
+        assert told == ["stalled"]
+    with bodies.watch(Call(), lambda: told.append("there")):
+        pass
+    clock.now = 5
+    bodies.cancel_overdue()
+    assert told == ["stalled"]
+
+
 def test_the_resident_memory_grows_with_what_is_held() -> None:
     before = resident_bytes()
     held = b"x" * (100 * 2**20)

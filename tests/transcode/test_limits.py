@@ -1,8 +1,10 @@
 """What would cost too much to decode, decoding in pieces, and whose turn it is."""
 
 import contextlib
+import gc
 import os
 import threading
+import weakref
 from dataclasses import fields
 from typing import Any
 
@@ -237,6 +239,24 @@ def test_dead_letters_repeat_a_large_resource_only_so_often() -> None:
         assert sum(sizes) < 64 * 2**20 + 100 * 10
         assert [size > 2**20 for size in sizes] == [True] * 63 + [False] * 37
     assert len(batch.otlp(99)) > 2**20
+
+
+def test_a_batch_keeps_what_counts_it_and_nothing_that_only_a_garbage_collection_frees() -> None:
+    class Held:
+        def __call__(self, size: int) -> None: ...
+
+    held = Held()
+    kept = weakref.ref(held)
+    batch = transcode(plan(Signal.TRACES), request(named("a"), b"", b""), now_ns=NOW, hold=held)
+    batch.otlp(1)
+    del held
+    assert kept() is not None
+    gc.disable()
+    try:
+        del batch
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_turns_go_to_who_came_first() -> None:

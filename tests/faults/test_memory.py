@@ -1,0 +1,15 @@
+"""Memory under floods, a small share of what `python -m tests.faults.memory` does."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.memory import KINDS, measure
+
+
+@pytest.mark.parametrize("kind", ["spans of 1 KiB", "a big string", "empty spans"])
+def test_a_flood_of_large_bodies_stays_within_bounds(dsn: str, tmp_path: Path, kind: str) -> None:
+    figures = measure(dsn, tmp_path, KINDS[kind], senders=6, size=20 * 2**20)
+    assert figures.peak < 2**30, figures
+    assert figures.heard.total() == 6
+    assert figures.beside
