@@ -49,14 +49,14 @@ def transcode(
         raise TypeError("the plan was not compiled for the native core")
     if request_id is None:
         request_id = wire.identify(plan.signal, body)
-    batch = attempt(plan, body, request_id, now_ns=now_ns, hold=None if hold is unbounded else hold, limits=limits)
+    batch = attempt(plan, body, request_id, now_ns=now_ns, hold=hold, limits=limits)
     if batch is None:
         return wire.transcode(plan, body, now_ns=now_ns, request_id=request_id, hold=hold, limits=limits)
     return batch
 
 
 def attempt(
-    plan: NativePlan, body: bytes, request_id: bytes, *, now_ns: int, hold: Hold | None, limits: Limits
+    plan: NativePlan, body: bytes, request_id: bytes, *, now_ns: int, hold: Hold, limits: Limits
 ) -> RowBatch | None:
     """Make rows, if the native core can."""
     made = _native.transcode(
@@ -67,7 +67,7 @@ def attempt(
         window=(now_ns - int(plan.window.past * 1e9), now_ns + int(plan.window.future * 1e9)),
         limits=(limits.parts, limits.fields, limits.text_bytes),
         max_batch_bytes=rows.MAX_BATCH_BYTES,
-        hold=hold,
+        hold=None if hold is unbounded else hold,
     )
     if made is None:
         return None
@@ -85,7 +85,7 @@ def attempt(
         rejected=[Rejection(item=item, reason=reason) for item, reason in rejected],
         repairs={Anomaly(1 << bit): count for bit, count in enumerate(repairs) if count},
         size=size,
-        otlp=OneItemRequests(body),
+        otlp=OneItemRequests(body, hold),
     )
 
 
