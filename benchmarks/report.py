@@ -46,7 +46,7 @@ def plain(facts_: dict[str, str], sections: Sequence[Section]) -> str:
     for section in sections:
         lines += ["", section.title, "=" * len(section.title), section.text]
         for table in section.tables:
-            lines += ["", *_aligned(table)]
+            lines += ["", *aligned(table)]
     return "\n".join(lines) + "\n"
 
 
@@ -66,7 +66,7 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _aligned(table: Table) -> list[str]:
+def aligned(table: Table) -> list[str]:
     rows = [table.header, *table.rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(table.header))]
     return [

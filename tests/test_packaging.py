@@ -15,31 +15,36 @@ import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from otel_pg_exporter.transcode import CORE
+
 ROOT = Path(__file__).parents[1]
-NOT_SOURCES = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+NOT_SOURCES = shutil.ignore_patterns(".*", "build", "dist", "target", "*.egg-info", "*.so", "__pycache__")
 
 # Run by the Python of a fresh environment: what does the installed package find?
 INSTALLED = """
 import importlib.metadata, importlib.resources, json, otel_pg_exporter
 from otel_pg_exporter import mapping
+from otel_pg_exporter.transcode import CORE
 package = importlib.resources.files("otel_pg_exporter")
 distribution = importlib.metadata.distribution("otel-pg-exporter")
 print(json.dumps({
     "where": str(package),
     "sql": sorted(entry.name for entry in (package / "migrations").iterdir() if entry.name.endswith(".sql")),
     "columns": [column.name for column in mapping.load().spans.columns],
+    "core": CORE,
     "entry points": sorted((entry.group, entry.name) for entry in distribution.entry_points),
     "loads": all(entry.load() for entry in distribution.entry_points),
 }))
 """
 
 
-def uv(*arguments: str | Path) -> None:
+def uv(*arguments: str | Path, **environment: str) -> None:
     program = subprocess.check_output([ROOT / ".ci" / "uv"], text=True).strip()
-    subprocess.run([program, *arguments], check=True, env={**os.environ, "UV_PYTHON_DOWNLOADS": "never"})
+    subprocess.run([program, *arguments], check=True, env={**os.environ, "UV_PYTHON_DOWNLOADS": "never", **environment})
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +69,9 @@ def test_the_sdist_holds_what_a_packager_needs(dist: Path) -> None:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     assert {"LICENSE", "README.md", "pyproject.toml"} <= names
     assert shipped_files() <= {name.removeprefix("otel_pg_exporter/") for name in names}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "native").glob("src/**/*.rs")}
+    assert {"native/Cargo.toml", "native/Cargo.lock", *sources} <= names
+    assert not [name for name in names if "/target/" in name or name.endswith(".so")]
 
 
 @pytest.mark.packaging
@@ -75,18 +83,25 @@ def test_the_wheel_that_is_built_from_the_sdist_holds_every_migration_and_mappin
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "otel_pg_exporter").rglob("*.py")}
     assert modules <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"otel_pg_exporter"}
+    assert [name for name in names if name.endswith(".so")] == [
+        "otel_pg_exporter/_native.abi3.so" for _ in [CORE] if CORE == "native"
+    ]
+
+
+def installed(wheel: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Install a wheel in an environment of its own; return its programs and what the package finds."""
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    uv("pip", "install", "--quiet", "--no-deps", "--python", python, wheel)
+    # The dependencies are those of this environment; its own editable otel_pg_exporter is not found that way.
+    site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
+    (Path(site.strip()) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin", json.loads(subprocess.check_output([python, "-c", INSTALLED], cwd="/"))
 
 
 @pytest.mark.packaging
 def test_the_wheel_works_in_an_environment_of_its_own(dist: Path, tmp_path: Path) -> None:
-    venv.create(tmp_path / "venv", symlinks=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    uv("pip", "install", "--quiet", "--no-deps", "--python", python, next(dist.glob("*.whl")))
-    # The dependencies are those of this environment; its own editable otel_pg_exporter is not found that way.
-    site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
-    (Path(site.strip()) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-
-    found = json.loads(subprocess.check_output([python, "-c", INSTALLED], cwd="/"))
+    programs, found = installed(next(dist.glob("*.whl")), tmp_path / "venv")
 
     assert found["where"].startswith(str(tmp_path))
     assert found["sql"] == sorted(path.name for path in (ROOT / "migrations").glob("*.sql"))
@@ -97,8 +112,41 @@ def test_the_wheel_works_in_an_environment_of_its_own(dist: Path, tmp_path: Path
         ["opentelemetry_traces_exporter", "postgresql"],
     ]
     assert found["loads"]
-    help_text = subprocess.check_output([tmp_path / "venv" / "bin" / "otel-pg-exporter", "--help"], cwd="/", text=True)
+    assert found["core"] == CORE
+    help_text = subprocess.check_output([programs / "otel-pg-exporter", "--help"], cwd="/", text=True)
     assert "serve" in help_text
+
+
+@pytest.mark.packaging
+@pytest.mark.parametrize("missing", ["Rust", "crates"])
+def test_without_rust_or_its_crates_the_installation_works_and_the_reference_serves(
+    dist: Path, tmp_path: Path, missing: str
+) -> None:
+    if missing == "Rust":
+        folders = os.environ["PATH"].split(os.pathsep)
+        lacking = {"PATH": os.pathsep.join(each for each in folders if not (Path(each) / "rustc").exists())}
+    elif shutil.which("cargo") is None:
+        pytest.skip("without Rust there is no use for crates")
+    else:
+        lacking = {"CARGO_HOME": str(tmp_path / "cargo"), "CARGO_NET_OFFLINE": "true"}
+        lacking["RUSTUP_HOME"] = os.environ.get("RUSTUP_HOME", str(Path.home() / ".rustup"))
+    sdist = next(dist.glob("*.tar.gz"))
+    uv("build", "--quiet", "--wheel", "--python", sys.executable, "--out-dir", tmp_path / "dist", sdist, **lacking)
+    programs, found = installed(next((tmp_path / "dist").glob("*.whl")), tmp_path / "venv")
+
+    assert found["core"] == "Python reference"
+    program = programs / "otel-pg-exporter"
+    assert "(transcoder: Python reference)" in subprocess.check_output([program, "--version"], cwd="/", text=True)
+    forced = subprocess.run(
+        [program, "--version"],
+        cwd="/",
+        env={**os.environ, "OTEL_PG_EXPORTER_CORE": "native"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert forced.returncode == 2
+    assert "OTEL_PG_EXPORTER_CORE is native, but this installation has no native core" in forced.stderr
 
 
 def test_the_lock_file_fits_the_declared_dependencies() -> None:

@@ -87,39 +87,40 @@ impl Traces {
     pub fn parameters(&self, ids: &[[u8; 16]], oids: &[u32]) -> Vec<Vec<u8>> {
         let mut columns: Vec<Array> = oids.iter().map(|oid| Array::new(*oid)).collect();
         for (id, trace) in ids.iter().filter_map(|id| self.aggregates.get_key_value(id)) {
+            let mut places = columns.iter_mut();
+            let mut put = |value: Option<&[u8]>| places.next().into_iter().for_each(|column| column.push(value));
             let root = trace.root.as_ref();
-            let fixed = [
-                Some(id.to_vec()),
-                Some(int8(trace.start)),
-                Some(int8(trace.end)),
-                Some(int8(trace.spans)),
-                Some(int8(trace.errors)),
-                root.map(|root| root.span_id.to_vec()),
-                root.map(|root| int8(root.start)),
-                root.map(|root| root.name.clone()),
-                root.and_then(|root| root.service_name.clone()).map(String::into_bytes),
-                Some(array_literal(&trace.service_names).into_bytes()),
-            ];
-            let sums = trace.sums.iter().map(|sum| sum.map(|sum| sum.to_string().into_bytes()));
-            for (column, value) in columns.iter_mut().zip(fixed.into_iter().chain(sums)) {
-                column.push(value.as_deref());
+            put(Some(id));
+            for number in [trace.start, trace.end, trace.spans, trace.errors] {
+                put(Some(&number.to_be_bytes()));
+            }
+            put(root.map(|root| &root.span_id[..]));
+            put(root.map(|root| root.start.to_be_bytes()).as_ref().map(|start| &start[..]));
+            put(root.map(|root| &root.name[..]));
+            put(root.and_then(|root| root.service_name.as_deref()).map(str::as_bytes));
+            put(Some(array_literal(&trace.service_names).as_bytes()));
+            for sum in &trace.sums {
+                put(sum.map(|sum| sum.to_string()).as_deref().map(str::as_bytes));
             }
         }
         columns.into_iter().map(Array::finish).collect()
     }
 }
 
-fn int8(value: i64) -> Vec<u8> {
-    value.to_be_bytes().to_vec()
-}
-
 fn array_literal(names: &BTreeSet<String>) -> String {
-    let quoted: Vec<String> = names
-        .iter()
-        .take(MAX_SERVICE_NAMES)
-        .map(|name| format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\"")))
-        .collect();
-    format!("{{{}}}", quoted.join(","))
+    let mut literal = String::from("{");
+    for (index, name) in names.iter().take(MAX_SERVICE_NAMES).enumerate() {
+        literal.push_str(if index > 0 { ",\"" } else { "\"" });
+        for character in name.chars() {
+            if matches!(character, '"' | '\\') {
+                literal.push('\\');
+            }
+            literal.push(character);
+        }
+        literal.push('"');
+    }
+    literal.push('}');
+    literal
 }
 
 /// A one-dimensional PostgreSQL array in binary format, as it grows.

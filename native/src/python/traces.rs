@@ -26,7 +26,13 @@ impl PyTraces {
     }
 
     /// Return one binary array a column, of the types with these oids, for the traces with these ids.
-    fn parameters<'py>(&self, py: Python<'py>, ids: Vec<[u8; 16]>, oids: Vec<u32>) -> Vec<Bound<'py, PyBytes>> {
+    fn parameters<'py>(
+        &self,
+        py: Python<'py>,
+        ids: Vec<Bound<'py, PyBytes>>,
+        oids: Vec<u32>,
+    ) -> Vec<Bound<'py, PyBytes>> {
+        let ids: Vec<[u8; 16]> = ids.iter().filter_map(|id| id.as_bytes().try_into().ok()).collect();
         let columns = py.detach(|| self.0.parameters(&ids, &oids));
         columns.iter().map(|column| PyBytes::new(py, column)).collect()
     }
