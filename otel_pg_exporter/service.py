@@ -42,7 +42,7 @@ from otel_pg_exporter.postgres.writer import Writer
 from otel_pg_exporter.receiver.endpoint import Endpoint, check_free, parse_endpoint
 from otel_pg_exporter.receiver.grpc import ENDPOINT_SETTING, GrpcServer
 from otel_pg_exporter.telemetry import ItemCounters, ItemCounts, Statistics, StatisticsSnapshot
-from otel_pg_exporter.transcode import compile_plan
+from otel_pg_exporter.transcode import compile_plan, extension
 
 _logger = logging.getLogger(__name__)
 
@@ -136,6 +136,8 @@ class Service:
         DatabaseUnavailableError, which say what to do.
         """
         with ExitStack() as stack:
+            if extension is None:
+                _logger.info("rows are made by the Python reference: a native core is not installed, or not wanted")
             # Asked before PostgreSQL starts, which may take a while and would have been for nothing.
             check_free(self._endpoint, setting=ENDPOINT_SETTING, reuse_port=self._settings.receiver.reuse_port)
             if not self._settings.database.dsn:

@@ -40,7 +40,13 @@ def refused(*arguments: str | Path, status: int, **variables: str) -> str:
 
 
 def test_the_version_is_the_packages_with_its_transcoder() -> None:
-    assert run("--version").stdout == "otel-pg-exporter 0.1.0 (transcoder: Python reference)\n"
+    said = run("--version", OTEL_PG_EXPORTER_CORE="python").stdout
+    assert said == "otel-pg-exporter 0.1.0 (transcoder: Python reference)\n"
+
+
+def test_a_core_that_does_not_exist_is_refused() -> None:
+    error = refused("--version", status=2, OTEL_PG_EXPORTER_CORE="fortran")
+    assert error == "otel-pg-exporter: OTEL_PG_EXPORTER_CORE: 'fortran' is none of auto, native, python\n"
 
 
 def test_the_help_of_serve_names_every_setting_its_variable_and_its_default() -> None:

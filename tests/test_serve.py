@@ -372,3 +372,9 @@ def test_several_stop_within_their_time_and_leave_no_connection(serve: StartServ
     with psycopg.connect(dsn, autocommit=True) as connection:
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'otel-pg-exporter'"
         wait_until(lambda: connection.execute(f"{query} AND datname = current_database()".encode()).fetchone() == (0,))
+
+
+def test_the_log_says_when_the_reference_makes_the_rows(serve: StartServing, dsn: str) -> None:
+    serving = serve("--dsn", dsn, variables={"OTEL_PG_EXPORTER_CORE": "python"})
+
+    assert "rows are made by the Python reference" in serving.stderr

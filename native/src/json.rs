@@ -272,14 +272,12 @@ mod tests {
 
     #[test]
     fn the_first_byte_to_escape_is_found_wherever_it_stands() {
+        let plain = b"\x80!#[]\x7f\xff a\x80!#[]\x7f\xff a\xa2";
         for byte in 0..=255 {
-            for place in 0..20 {
-                let mut bytes = vec![b'a'; 20];
-                for (index, filler) in bytes.iter_mut().enumerate() {
-                    *filler = if index == place { byte } else { *[0x80, b'!', b'#', b'[', b']', 0x7f, 0xff].get(index % 7).unwrap_or(&0) };
-                }
-                let expected = if is_escaped(byte) { place } else { 20 };
-                assert_eq!(plain_prefix(&bytes), expected, "{bytes:?}");
+            for place in 0..plain.len() {
+                let bytes = [plain.get(..place).unwrap_or_default(), &[byte], plain.get(place..).unwrap_or_default()];
+                let expected = if is_escaped(byte) { place } else { plain.len() + 1 };
+                assert_eq!(plain_prefix(&bytes.concat()), expected, "{bytes:?}");
             }
         }
     }

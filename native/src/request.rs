@@ -11,6 +11,10 @@ const RESOURCES: u32 = 1;
 const SCOPES: u32 = 2;
 const ITEMS: u32 = 2;
 
+/// Fields of one item, resource or scope, at all levels. Each can take 200 bytes here, which nobody has reserved; so
+/// what has more is left to the reference, which decodes one such at a time.
+const MOST_FIELDS: usize = 8192;
+
 const FIELDS_SEEN: usize = 20;
 const GROWTH_OF_TEXT: usize = 24; // a byte's escape of six characters, each of them four bytes wide in Python
 
@@ -82,12 +86,13 @@ impl<'a> Walk<'_, 'a> {
                 continue;
             }
             if encoded.is_none() {
-                let resource = Resource::read(head.message.unwrap_or_default(), head.schema_url, usize::MAX)?;
+                let message = head.message.unwrap_or_default();
+                let resource = Resource::read(message, head.schema_url, self.allowance(message)?)?;
                 encoded = Some(self.builder.resource(resource)?);
             }
             if let Some(resource) = &encoded {
-                let scope_message = scope_head.message.unwrap_or_default();
-                let read = Scope::read(scope_message, scope_head.schema_url, usize::MAX)?;
+                let message = scope_head.message.unwrap_or_default();
+                let read = Scope::read(message, scope_head.schema_url, self.allowance(message)?)?;
                 let mut shared = self.builder.share(resource, read)?;
                 self.items(scope, &mut shared)?;
             }
@@ -138,7 +143,10 @@ impl<'a> Walk<'_, 'a> {
             }
         }
         // A resource of hundreds of kilobytes: the reference weighs it.
-        if rest > self.limits.fields.saturating_mul(2) { Err(Unusual) } else { Ok(head) }
+        if rest > self.limits.fields.saturating_mul(2) {
+            return Err(Unusual);
+        }
+        Ok(head)
     }
 
     /// Walk the fields of a scope that has no items: they are parts, too.
@@ -148,15 +156,13 @@ impl<'a> Walk<'_, 'a> {
         Ok(())
     }
 
-    /// How many fields an item may have, if it is so large that this matters: a field takes two bytes at least.
-    fn allowance(&self, item: &[u8]) -> Read<usize> {
-        if item.len() <= self.limits.fields.saturating_mul(2) {
-            Ok(usize::MAX)
-        } else if item.len().saturating_mul(GROWTH_OF_TEXT) > self.limits.text_bytes {
-            Err(Unusual)
-        } else {
-            Ok(self.limits.fields)
+    /// How many fields an item, resource or scope may have.
+    fn allowance(&self, message: &[u8]) -> Read<usize> {
+        let is_weighed = message.len() > self.limits.fields.saturating_mul(2); // a field takes two bytes at least
+        if is_weighed && message.len().saturating_mul(GROWTH_OF_TEXT) > self.limits.text_bytes {
+            return Err(Unusual);
         }
+        Ok(self.limits.fields.min(MOST_FIELDS))
     }
 }
 

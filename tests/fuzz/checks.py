@@ -15,6 +15,7 @@ from otel_pg_exporter.transcode.copy_format import split as split_row
 from otel_pg_exporter.transcode.limits import Limits
 from otel_pg_exporter.transcode.protobuf_wire import Field, MalformedError, delimited, fields, repair_utf8
 from tests.fuzz.mutations import children
+from tests.transcode.cores import assert_equal
 from tests.transcode.support import NOW, Row, columns, plan, read
 from tests.transcode.test_every_field import REQUESTS
 
@@ -106,6 +107,7 @@ def _check_fields(data: bytes, walked: list[Field]) -> None:
 
 
 def _check_transcode(signal: Signal, body: bytes) -> None:
+    assert_equal(plan(signal), body)
     whole = _parsed(signal, body)
     held: list[int] = []
     try:

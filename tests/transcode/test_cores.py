@@ -6,7 +6,6 @@ import random
 import struct
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from otel_pg_exporter import mapping
-from otel_pg_exporter.errors import ExporterError, OverloadedError
-from otel_pg_exporter.model import RowBatch, Signal, Window, unbounded
+from otel_pg_exporter.errors import OverloadedError
+from otel_pg_exporter.model import Signal, Window, unbounded
 from otel_pg_exporter.transcode import wire
 from otel_pg_exporter.transcode.limits import Limits
 from tests.fuzz.make_corpus import CORPUS
 from tests.fuzz.strategies import bodies, requests
+from tests.transcode.cores import assert_equal
 from tests.transcode.support import NOW, span, trace_request
 from tests.transcode.test_every_field import full
 from tests.transcode.test_hostile_values import hostile_spans
@@ -72,21 +72,6 @@ def _of_logs(text: str) -> str:
     ):
         text = text.replace(span_word, log_word)
     return text
-
-
-def outcome(transcode: Any, plan: Any, body: bytes, **options: Any) -> dict[str, Any] | tuple[type, str]:
-    """Return all that a core says, in plain values."""
-    try:
-        batch: RowBatch = transcode(plan, body, now_ns=NOW, **options)
-    except ExporterError as exc:
-        return type(exc), str(exc)
-    found = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    lists = {name: list(found[name]) for name in ("rows", "keys", "facts", "items", "resource_ids", "rejected")}
-    return {**found, **lists, "otlp": [batch.otlp(item) for item in range(min(batch.item_count, 20))]}
-
-
-def assert_equal(plan: Any, body: bytes, **options: Any) -> None:
-    assert outcome(native.transcode, plan, body, **options) == outcome(wire.transcode, plan, body, **options)
 
 
 def is_native(plan: Any, body: bytes) -> bool:
