@@ -130,7 +130,8 @@ impl<'a> Walk<'_, 'a> {
         let mut head = Head::default();
         let mut rest = message.len();
         let mut fields = Fields::new(message);
-        while let Some(field) = fields.next(&mut usize::MAX.clone())? {
+        let mut allowance = usize::MAX; // they are counted by the second walk
+        while let Some(field) = fields.next(&mut allowance)? {
             match field {
                 (1, Content::Delimited(content)) => once(&mut head.message, content)?,
                 (number, Content::Delimited(content)) if number == children => {

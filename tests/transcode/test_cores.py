@@ -153,9 +153,9 @@ def test_doubles_are_spelled_alike() -> None:
     plan = native.compile_plan(mapping.load(), Signal.TRACES, Window())
     values = [AnyValue(double_value=value) for value in _doubles()]
     spans = []
-    for start in range(0, len(values), 5000):
+    for start in range(0, len(values), 2500):
         made = span()
-        made.attributes.add(key="doubles").value.array_value.CopyFrom(ArrayValue(values=values[start : start + 5000]))
+        made.attributes.add(key="doubles").value.array_value.CopyFrom(ArrayValue(values=values[start : start + 2500]))
         spans.append(made)
     body = trace_request(*spans).SerializeToString()
 
