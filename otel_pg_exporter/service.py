@@ -25,7 +25,7 @@ from otel_pg_exporter import mapping
 from otel_pg_exporter.config import ServeSettings
 from otel_pg_exporter.errors import DatabaseUnavailableError, StartupError
 from otel_pg_exporter.model import Outcome, RowBatch, Signal, Window
-from otel_pg_exporter.pipeline.admission import ByteBudget
+from otel_pg_exporter.pipeline.admission import ByteBudget, Share
 from otel_pg_exporter.pipeline.availability import Availability
 from otel_pg_exporter.pipeline.batcher import Batcher
 from otel_pg_exporter.pipeline.drain import Drain
@@ -223,6 +223,8 @@ class Service:
         window = Window(past=settings.mapping.window_past, future=settings.mapping.window_future)
         plans = {signal: compile_plan(self._mapping, signal, window) for signal in Signal}
         write = self._availability.observe(self._write)
+        bound = settings.pipeline.max_inflight_bytes
+        budget = ByteBudget(bound, spare=int(bound * _SPARE_SHARE))
         if self._spool is not None:
             drain = Drain(
                 self._spool,
@@ -232,6 +234,7 @@ class Service:
                 counters=self._counters,
                 availability=self._availability,
                 ledger_ttl=settings.spool.ledger_ttl,
+                holds=lambda: Share(budget.reserve(0)),
             )
             stack.callback(lambda: drain.stop(min(self._remaining(), _UNAWAITED_TIMEOUT)))
         batcher = Batcher(write, settings.pipeline)
@@ -244,8 +247,6 @@ class Service:
             availability=self._availability,
             spool=self._spool,
         )
-        bound = settings.pipeline.max_inflight_bytes
-        budget = ByteBudget(bound, spare=int(bound * _SPARE_SHARE))
         receiver = GrpcServer(export, budget, settings.receiver)
         stack.callback(lambda: receiver.stop(self._remaining() * (1 - _RESERVED_SHARE)))
         self._port = receiver.start()

@@ -8,6 +8,9 @@ from typing import Self
 
 from otel_pg_exporter.errors import OverloadedError
 
+# Seconds that one request at a time waits for room for its rows: until those before it are committed or spooled.
+_GROWTH_TIMEOUT = 10.0
+
 
 class ByteBudget:
     """The bytes that all requests in flight may hold together.
@@ -94,6 +97,11 @@ class Reservation:
         """How many bytes are held; 0 after the release."""
         return self._size
 
+    @property
+    def largest(self) -> int:
+        """How many bytes it may ever hold."""
+        return self._budget.largest
+
     def correct(self, size: int, *, timeout: float = 0) -> None:
         """Hold `size` bytes from now on, more or less than before.
 
@@ -132,6 +140,26 @@ class Reservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+class Share:
+    """What a request holds of the budget, for as long as anything refers to this: a `Hold`.
+
+    A batch that a writer is busy with outlives its call, which leaves it to the spool after `ack_timeout`.
+    """
+
+    __slots__ = ("_reservation",)
+
+    def __init__(self, reservation: Reservation) -> None:
+        self._reservation = reservation
+
+    def __call__(self, size: int) -> None:
+        """Reserve as much as the request is known to hold by now; at most what one may have, or it could never be."""
+        if (size := min(size, self._reservation.largest)) > self._reservation.size:
+            self._reservation.correct(size, timeout=_GROWTH_TIMEOUT)
+
+    def __del__(self) -> None:
+        self._reservation.release()
 
 
 class SizeEstimate:

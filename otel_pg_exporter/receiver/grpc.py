@@ -18,7 +18,7 @@ import grpc
 from otel_pg_exporter.config import ReceiverSettings
 from otel_pg_exporter.errors import ExporterError, StartupError, UndecodableError
 from otel_pg_exporter.model import Hold, Outcome, Signal
-from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate, Reservation, SizeEstimate
+from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate, Reservation, Share, SizeEstimate
 from otel_pg_exporter.receiver.body_watch import BodyWatch
 from otel_pg_exporter.receiver.endpoint import check_free, parse_endpoint
 from otel_pg_exporter.receiver.health import Health
@@ -60,9 +60,6 @@ _CROWDED = 2
 # Seconds that a call waits for a place in the byte budget. Its body is not read meanwhile, so HTTP/2's flow control
 # holds its sender back: that smooths bursts without a refusal, which some exporters (Node's) answer by dropping.
 _ADMISSION_TIMEOUT = 1.0
-
-# Seconds that one request at a time waits for room for its rows: until those before it are committed or spooled.
-_GROWTH_TIMEOUT = 10.0
 
 # Seconds for the last answers to leave and for health watchers to be told, once no export is in flight any more.
 _FLUSH_TIMEOUT = 1.0
@@ -211,7 +208,7 @@ class GrpcServer:
             self._estimate.learn(size)
             reservation.correct(size)
             try:
-                return take(body, _Held(reservation, self._budget.largest))
+                return take(body, Share(reservation))
             except ExporterError:
                 raise
             except Exception as exc:
@@ -232,27 +229,6 @@ def _released_on_error(reservation: Reservation) -> Iterator[Reservation]:
     except BaseException:
         reservation.release()
         raise
-
-
-class _Held:
-    """What an answered request holds of the budget, for as long as anything refers to this.
-
-    A batch that a writer is busy with outlives its call, which leaves it to the spool after `ack_timeout`.
-    """
-
-    __slots__ = ("_largest", "_reservation")
-
-    def __init__(self, reservation: Reservation, largest: int) -> None:
-        self._reservation = reservation
-        self._largest = largest
-
-    def __call__(self, size: int) -> None:
-        """Reserve as much as the request is known to hold by now, capped as its body is."""
-        if (size := min(size, self._largest)) > self._reservation.size:
-            self._reservation.correct(size, timeout=_GROWTH_TIMEOUT)
-
-    def __del__(self) -> None:
-        self._reservation.release()
 
 
 def _export(export: Callable[[Signal, bytes, Hold], Outcome], signal: Signal, body: bytes, hold: Hold) -> bytes:
