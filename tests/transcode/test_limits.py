@@ -150,7 +150,7 @@ def test_a_scope_that_would_make_every_row_large_refuses_its_items_and_a_large_r
 
     assert batch.items == [1]
     assert [rejection.reason for rejection in batch.rejected] == [
-        "its scope adds 1,048,738 bytes to every row; at most 1,048,576 are allowed"
+        "its scope adds 1,048,628 bytes to every row; at most 1,048,576 are allowed"
     ]
 
 
