@@ -143,6 +143,16 @@ def test_a_resource_of_millions_of_attributes_refuses_its_own_items_alone() -> N
     }
 
 
+def test_a_huge_resource_refuses_its_items() -> None:
+    resource = delimited(1, delimited(1, delimited(1, b"k") + delimited(2, delimited(1, b"x" * 2**22))))
+    batch = traces(request(named("a"), resource=resource) + request(named("b")))
+
+    assert batch.items == [1]
+    assert [rejection.reason for rejection in batch.rejected] == [
+        "its resource is not decodable: 4,194,327 bytes; at most 4,194,304 are allowed"
+    ]
+
+
 def test_a_scope_that_would_make_every_row_large_refuses_its_items_and_a_large_resource_does_not() -> None:
     large = delimited(1, delimited(1, b"x" * 2**20))
     resource = delimited(1, delimited(1, delimited(1, b"k") + delimited(2, delimited(1, b"x" * 2**20))))
