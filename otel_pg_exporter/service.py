@@ -25,7 +25,7 @@ from otel_pg_exporter import mapping
 from otel_pg_exporter.config import ServeSettings
 from otel_pg_exporter.errors import DatabaseUnavailableError, StartupError
 from otel_pg_exporter.model import Outcome, RowBatch, Signal, Window
-from otel_pg_exporter.pipeline.admission import ByteBudget
+from otel_pg_exporter.pipeline.admission import ByteBudget, Share
 from otel_pg_exporter.pipeline.availability import Availability
 from otel_pg_exporter.pipeline.batcher import Batcher
 from otel_pg_exporter.pipeline.drain import Drain
@@ -50,6 +50,7 @@ _REVIVE_INTERVAL = 1.0  # seconds between two looks at whether PostgreSQL is bac
 _PARTITIONS_INTERVAL = 3600.0  # seconds; days are created far enough ahead for a week of failures
 _ADOPTION_INTERVAL = 5.0  # seconds between two looks for spools that dead processes have left
 _PROBE_TIMEOUT = 2.0  # seconds; a spool is to follow PostgreSQL's return within about that
+_LEAST_PATIENCE = 4.0  # seconds
 _MARGIN = 5.0  # seconds that a statement may outlast its own timeout before its socket is cut
 
 # Of the byte budget, the share that large requests leave to small ones.
@@ -78,6 +79,7 @@ class Service:
         self._statistics = Statistics()
         self._counters = ItemCounters()
         self._availability = Availability()
+        self._patience = _LEAST_PATIENCE  # seconds that the drain waits for one transaction; its thread's alone
         self._spool: Spool | None = None
         self._server: EmbeddedServer | None = None
         self._port = 0
@@ -224,19 +226,21 @@ class Service:
         settings = self._settings
         window = Window(past=settings.mapping.window_past, future=settings.mapping.window_future)
         plans = {signal: compile_plan(self._mapping, signal, window) for signal in Signal}
-        write = self._availability.observe(self._write)
+        bound = settings.pipeline.max_inflight_bytes
+        budget = ByteBudget(bound, spare=int(bound * _SPARE_SHARE))
         if self._spool is not None:
             drain = Drain(
                 self._spool,
                 plans,
-                write,
+                self._availability.observe(self._write_spooled),
                 probe=self._probe,
                 counters=self._counters,
                 availability=self._availability,
                 ledger_ttl=settings.spool.ledger_ttl,
+                holds=lambda: Share(budget.reserve(0)),
             )
             stack.callback(lambda: drain.stop(min(self._remaining(), _UNAWAITED_TIMEOUT)))
-        batcher = Batcher(write, settings.pipeline)
+        batcher = Batcher(self._availability.observe(self._write), settings.pipeline)
         stack.callback(lambda: self._shut_down(batcher))
         export = Export(
             plans,
@@ -246,8 +250,6 @@ class Service:
             availability=self._availability,
             spool=self._spool,
         )
-        bound = settings.pipeline.max_inflight_bytes
-        budget = ByteBudget(bound, spare=int(bound * _SPARE_SHARE))
         receiver = GrpcServer(export, budget, settings.receiver)
         stack.callback(lambda: receiver.stop(self._remaining() * (1 - _RESERVED_SHARE)))
         self._port = receiver.start()
@@ -288,6 +290,20 @@ class Service:
 
     def _write(self, batches: Sequence[RowBatch]) -> list[Outcome]:
         return self._writer.write(batches)
+
+    def _write_spooled(self, batches: Sequence[RowBatch]) -> list[Outcome]:
+        """Write what the drain has, waiting briefly unless that has proved too short.
+
+        So the drain tries another connection soon when the old ones are silent for ever, as behind a load balancer
+        that forgot them. What live traffic waits for is cut by its own, longer time-outs.
+        """
+        try:
+            outcomes = self._writer.write(batches, deadline=time.monotonic() + self._patience)
+        except DatabaseUnavailableError:
+            self._patience = min(self._patience * 2, self._settings.database.statement_timeout + _MARGIN)
+            raise
+        self._patience = max(_LEAST_PATIENCE, self._patience / 2)
+        return outcomes
 
     # How it stops.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from benchmarks import spool
 from benchmarks.ladder import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,3 +49,12 @@ def test_an_unknown_section_is_named(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         main(["--sections", "ladder,speed"])
     assert "speed: not among ladder, tiny, duplicates, isolation, profile" in capsys.readouterr().err
+
+
+def test_the_spools_script_compares_with_and_without_and_measures_an_outage(
+    dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spool.main(["--dsn", dsn, "--rounds", "1", "--requests", "3", "--items", "2", "--senders", "2"])
+    said = capsys.readouterr().out
+    assert said.count("of that without") == 2
+    assert said.count("into the spool") == 4

@@ -157,9 +157,9 @@ def test_the_lock_file_fits_the_declared_dependencies() -> None:
     declared = [*project["project"]["dependencies"], *(each for extra in extras.values() for each in extra)]
     assert sorted(map(requirement, ours["metadata"]["requires-dist"])) == sorted(declared)
     groups = ours["metadata"]["requires-dev"]
-    # uv writes markers in a form of its own.
-    tools = [entry.partition(";")[0] for entry in project["dependency-groups"]["dev"]]
-    assert sorted(map(requirement, groups["dev"])) == sorted(tools)
+    # uv spells markers in a way of its own.
+    unmarked = [declaration.partition(";")[0] for declaration in project["dependency-groups"]["dev"]]
+    assert sorted(map(requirement, groups["dev"])) == sorted(unmarked)
 
 
 def shipped_files() -> set[str]:

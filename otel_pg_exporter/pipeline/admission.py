@@ -1,12 +1,16 @@
-"""Admission: what bounds the work taken in, in bytes (`ByteBudget`, `SizeEstimate`) and in calls (`CallGate`)."""
+"""Admission: what bounds the work taken in, in bytes (`ByteBudget`, `SenderEstimates`) and in calls (`CallGate`)."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from otel_pg_exporter.errors import OverloadedError
+
+# Seconds that one request at a time waits for room for its rows: until those before it are committed or spooled.
+_GROWTH_TIMEOUT = 10.0
 
 
 class ByteBudget:
@@ -94,6 +98,11 @@ class Reservation:
         """How many bytes are held; 0 after the release."""
         return self._size
 
+    @property
+    def largest(self) -> int:
+        """How many bytes it may ever hold."""
+        return self._budget.largest
+
     def correct(self, size: int, *, timeout: float = 0) -> None:
         """Hold `size` bytes from now on, more or less than before.
 
@@ -134,20 +143,40 @@ class Reservation:
         self.release()
 
 
+class Share:
+    """What a request holds of the budget, for as long as anything refers to this: a `Hold`.
+
+    A batch that a writer is busy with outlives its call, which leaves it to the spool after `ack_timeout`.
+    """
+
+    __slots__ = ("_reservation",)
+
+    def __init__(self, reservation: Reservation) -> None:
+        self._reservation = reservation
+
+    def __call__(self, size: int) -> None:
+        """Reserve as much as the request is known to hold by now; at most what one may have, or it could never be."""
+        if (size := min(size, self._reservation.largest)) > self._reservation.size:
+            self._reservation.correct(size, timeout=_GROWTH_TIMEOUT)
+
+    def __del__(self) -> None:
+        self._reservation.release()
+
+
 class SizeEstimate:
     """How many bytes the next request will need, learned from the last ones: an exponentially weighted mean.
 
     The mean, not the maximum: what counts is the sum over many requests, and rare giants must not keep others out.
-    It starts at `cap`, so that the first wave after a start, when senders empty their queues, is not underrated.
-    `_lock` guards `_mean`.
+    It starts at `cap`, so that the first wave after a start, when senders empty their queues, is not underrated; or
+    from what is known. `_lock` guards `_mean`.
     """
 
     _WEIGHT = 1 / 8
 
-    def __init__(self, *, floor: int, cap: int) -> None:
+    def __init__(self, *, floor: int, cap: int, first: int | None = None) -> None:
         self._floor = min(floor, cap)
         self._cap = cap
-        self._mean = float(cap)
+        self._mean = float(cap if first is None else min(first, cap))
         self._lock = threading.Lock()
 
     @property
@@ -159,6 +188,39 @@ class SizeEstimate:
         """Take one request's real size into account."""
         with self._lock:
             self._mean += (min(size, self._cap) - self._mean) * self._WEIGHT
+
+
+class SenderEstimates:
+    """An estimate for each connection that was heard of lately, and one of them all for the others.
+
+    Those who send small requests are not to wait for as much room as those beside them who send large ones. `_lock`
+    guards `_of_each`.
+    """
+
+    _KEPT = 4_096
+
+    def __init__(self, *, floor: int, cap: int) -> None:
+        self._floor = floor
+        self._cap = cap
+        self._of_all = SizeEstimate(floor=floor, cap=cap)
+        self._of_each: OrderedDict[str, SizeEstimate] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def value(self, sender: str) -> int:
+        """Return the estimate for the next request of a sender."""
+        return self._of_each.get(sender, self._of_all).value
+
+    def learn(self, sender: str, size: int) -> None:
+        """Take one request's real size into account."""
+        self._of_all.learn(size)
+        with self._lock:
+            estimate = self._of_each.pop(sender, None)
+            if estimate is None:
+                estimate = SizeEstimate(floor=self._floor, cap=self._cap, first=size)
+            self._of_each[sender] = estimate
+            if len(self._of_each) > self._KEPT:
+                self._of_each.popitem(last=False)
+        estimate.learn(size)
 
 
 class CallGate:

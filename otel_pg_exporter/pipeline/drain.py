@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from otel_pg_exporter.model import Signal
+from otel_pg_exporter.model import Hold, Signal, unbounded
 from otel_pg_exporter.pipeline.availability import Availability, Write
 from otel_pg_exporter.pipeline.spool import Spool
 from otel_pg_exporter.pipeline.spool_writer import SpoolWriter
@@ -30,6 +30,7 @@ class Drain:
         counters: ItemCounters,
         availability: Availability,
         ledger_ttl: float,  # seconds
+        holds: Callable[[], Hold] = lambda: unbounded,
         now_ns: Callable[[], int] = time.time_ns,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -41,6 +42,7 @@ class Drain:
             counters=counters,
             availability=availability,
             ledger_ttl=ledger_ttl,
+            holds=holds,
             now_ns=now_ns,
             clock=clock,
         )

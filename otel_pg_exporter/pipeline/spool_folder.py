@@ -7,6 +7,7 @@
         └── 20261123T064500Z-1234/                0700, one process's
             ├── lock                              locked while that process lives; the kernel unlocks it
             ├── spool.db                          0600, with SQLite's spool.db-wal beside it
+            ├── spool.db.reserve                  disk space for the removal of what has filled the disk
             └── spool.db.corrupt-…                a file that was found damaged
 
 A folder that nobody has locked is a dead process's, and the next one takes it over. It is never taken by a process that

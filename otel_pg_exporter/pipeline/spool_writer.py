@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from otel_pg_exporter.errors import DatabaseUnavailableError, ExporterError, OutageError, OverloadedError
-from otel_pg_exporter.model import RowBatch, Signal
+from otel_pg_exporter.model import Hold, RowBatch, Signal, unbounded
 from otel_pg_exporter.pipeline.availability import Availability, Write
 from otel_pg_exporter.pipeline.spool import Spool
 from otel_pg_exporter.pipeline.spool_file import StoredRecord
@@ -37,7 +37,8 @@ class _Progress:
 class SpoolWriter:
     """Writes what is in a spool, a few requests of one signal at a time; for one thread at a time.
 
-    `write` commits requests of one signal together; `probe` raises DatabaseUnavailableError when PostgreSQL is away.
+    `write` commits requests of one signal together; `probe` raises DatabaseUnavailableError when PostgreSQL is away;
+    `holds` yields a `Hold` for each request.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class SpoolWriter:
         counters: ItemCounters,
         availability: Availability,
         ledger_ttl: float,  # seconds
+        holds: Callable[[], Hold] = lambda: unbounded,
         now_ns: Callable[[], int] = time.time_ns,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,6 +60,7 @@ class SpoolWriter:
         self._counters = counters
         self._availability = availability
         self._oldest_in_doubt = int(ledger_ttl * 1e9 / 2)
+        self._holds = holds
         self._now_ns = now_ns
         self._clock = clock
         self._notices = RateLimitedLogger(_logger)
@@ -142,8 +145,14 @@ class SpoolWriter:
             return None
         try:
             return transcode(
-                self._plans[record.signal], record.otlp, now_ns=record.received_at, request_id=record.request_id
+                self._plans[record.signal],
+                record.otlp,
+                now_ns=record.received_at,
+                request_id=record.request_id,
+                hold=self._holds(),
             )
+        except OverloadedError:
+            raise  # memory is full, with what others sent meanwhile
         except ExporterError as exc:
             self._set_aside(spool, stored, str(exc))
             return None

@@ -18,7 +18,7 @@ import grpc
 from otel_pg_exporter.config import ReceiverSettings
 from otel_pg_exporter.errors import ExporterError, StartupError, UndecodableError
 from otel_pg_exporter.model import Hold, Outcome, Signal
-from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate, Reservation, SizeEstimate
+from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate, Reservation, SenderEstimates, Share
 from otel_pg_exporter.receiver.body_watch import BodyWatch
 from otel_pg_exporter.receiver.endpoint import check_free, parse_endpoint
 from otel_pg_exporter.receiver.health import Health
@@ -61,9 +61,6 @@ _CROWDED = 2
 # holds its sender back: that smooths bursts without a refusal, which some exporters (Node's) answer by dropping.
 _ADMISSION_TIMEOUT = 1.0
 
-# Seconds that one request at a time waits for room for its rows: until those before it are committed or spooled.
-_GROWTH_TIMEOUT = 10.0
-
 # Seconds for the last answers to leave and for health watchers to be told, once no export is in flight any more.
 _FLUSH_TIMEOUT = 1.0
 
@@ -100,7 +97,7 @@ class GrpcServer:
         self._budget = budget
         self._settings = settings
         self._endpoint = parse_endpoint(settings.grpc_endpoint, setting=ENDPOINT_SETTING)
-        self._estimate = SizeEstimate(floor=_LEAST_ESTIMATE, cap=int(budget.limit * _LARGEST_ESTIMATE))
+        self._estimates = SenderEstimates(floor=_LEAST_ESTIMATE, cap=int(budget.limit * _LARGEST_ESTIMATE))
         self._gate = CallGate(settings.max_calls)
         self._bodies = BodyWatch(body_timeout, memory_limit=budget.limit * _CROWDED)
         self._unexpected = UnexpectedErrors()
@@ -196,11 +193,14 @@ class GrpcServer:
     def _admit(
         self, take: Callable[[bytes, Hold], bytes], messages: Iterator[bytes], context: grpc.ServicerContext
     ) -> bytes:
+        sender = context.peer()
         with (
             self._gate.enter(),
-            _released_on_error(self._budget.reserve(self._estimate.value, timeout=_ADMISSION_TIMEOUT)) as reservation,
+            _released_on_error(
+                self._budget.reserve(self._estimates.value(sender), timeout=_ADMISSION_TIMEOUT)
+            ) as reservation,
         ):
-            with self._bodies.watch(context, functools.partial(self._stalled, reservation)):
+            with self._bodies.watch(context, functools.partial(self._stalled, sender, reservation)):
                 # A second message is not looked for, as in gRPC's own unary methods: that took another 140 µs a call
                 # where a whole call took 620, and no client's unary stub can send one.
                 body = next(messages, None)
@@ -208,18 +208,18 @@ class GrpcServer:
                 raise UndecodableError("the call brought no message; Export takes exactly one")
             # Capped, or a body that `max_request_bytes` allows could never be taken under a small budget.
             size = min(len(body) * _MEMORY_FACTOR, self._budget.largest)
-            self._estimate.learn(size)
+            self._estimates.learn(sender, size)
             reservation.correct(size)
             try:
-                return take(body, _Held(reservation, self._budget.largest))
+                return take(body, Share(reservation))
             except ExporterError:
                 raise
             except Exception as exc:
                 raise self._unexpected.judge(exc, body) from exc
 
-    def _stalled(self, reservation: Reservation) -> None:
+    def _stalled(self, sender: str, reservation: Reservation) -> None:
         """Expect little of a body that does not come, or four that stall could use up the budget by their estimates."""
-        self._estimate.learn(_LEAST_ESTIMATE)
+        self._estimates.learn(sender, _LEAST_ESTIMATE)
         if reservation.size > _LEAST_ESTIMATE:
             reservation.correct(_LEAST_ESTIMATE)
 
@@ -232,27 +232,6 @@ def _released_on_error(reservation: Reservation) -> Iterator[Reservation]:
     except BaseException:
         reservation.release()
         raise
-
-
-class _Held:
-    """What an answered request holds of the budget, for as long as anything refers to this.
-
-    A batch that a writer is busy with outlives its call, which leaves it to the spool after `ack_timeout`.
-    """
-
-    __slots__ = ("_largest", "_reservation")
-
-    def __init__(self, reservation: Reservation, largest: int) -> None:
-        self._reservation = reservation
-        self._largest = largest
-
-    def __call__(self, size: int) -> None:
-        """Reserve as much as the request is known to hold by now, capped as its body is."""
-        if (size := min(size, self._largest)) > self._reservation.size:
-            self._reservation.correct(size, timeout=_GROWTH_TIMEOUT)
-
-    def __del__(self) -> None:
-        self._reservation.release()
 
 
 def _export(export: Callable[[Signal, bytes, Hold], Outcome], signal: Signal, body: bytes, hold: Hold) -> bytes:

@@ -157,16 +157,18 @@ _FIELDS_SEEN = 20
 
 
 def check_signal(signal: Signal, body: bytes) -> None:
-    """Raise UndecodableError when the first item can only be the other signal's.
+    """Raise UndecodableError when the items can only be the other signal's: the first is, and none is one of `signal`.
 
     protobuf would not mind: to it, the other signal's fields are unknown ones. So log records would be refused one by
     one for their lack of ids, and spans be stored as odd log records.
     """
     try:
         found = _first_evidence(signal, body)
+        if found in {None, signal} or any(_evidence(signal, item) is signal for *_, item in _one_by_one(body)):
+            return
     except MalformedError:
         return  # reported by whoever decodes it
-    if found is not None and found is not signal:
+    if found is not None:
         raise UndecodableError(
             f"the body holds {found.items}, not {signal.items}; send them to {_SERVICES[found]}"
             f" (over HTTP: /v1/{found.value})"
@@ -174,7 +176,7 @@ def check_signal(signal: Signal, body: bytes) -> None:
 
 
 def _first_evidence(signal: Signal, body: bytes) -> Signal | None:
-    """Say whose the first item is: `signal` on its first evidence, the other only when there is none for `signal`."""
+    """Say whose the first item is; without a walk over the others, since nearly always it is `signal`'s."""
     start, end = 0, len(body)
     for number in (_RESOURCES, _SCOPES, _ITEMS):
         for field in fields(body, start, end):
@@ -183,9 +185,14 @@ def _first_evidence(signal: Signal, body: bytes) -> Signal | None:
                 break
         else:
             return None
+    return _evidence(signal, body[start:end])
+
+
+def _evidence(signal: Signal, item: bytes) -> Signal | None:
+    """Say whose an item is: `signal` on its first evidence, the other only when there is none for `signal`."""
     other = None
-    for seen, field in enumerate(fields(body, start, end)):
-        evidence = _EVIDENCE.get((field.number, body[field.start] & 7))
+    for seen, field in enumerate(fields(item, 0, len(item))):
+        evidence = _EVIDENCE.get((field.number, item[field.start] & 7))
         if evidence is signal or seen == _FIELDS_SEEN:
             return evidence and signal
         other = evidence or other

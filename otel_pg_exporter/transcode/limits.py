@@ -30,6 +30,9 @@ class Limits:
     """Text of one item, resource or scope, as CPython holds its JSON: escaped, and every character as wide as the
     widest. It is there three times while it is encoded."""
 
+    shared_bytes: int = 4 * 2**20
+    """Of one resource or scope: it is held several times for as long as its items are read."""
+
     repair_bytes: int = 16 * 2**20
     """The largest item, resource or scope whose invalid UTF-8 is repaired; each such byte becomes three."""
 

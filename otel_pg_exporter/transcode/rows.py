@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from otel_pg_exporter.mapping import FIELDS
 from otel_pg_exporter.model import Anomaly, Hold, Rejection, RowBatch, Signal, SpanFacts, unbounded
 from otel_pg_exporter.transcode import copy_format
 from otel_pg_exporter.transcode.fields import log_fields, resource_fields, scope_fields, span_fields
@@ -25,6 +26,9 @@ MAX_BATCH_BYTES = 256 * 2**20
 """Of rows. Only the tiniest spans get near it; but scope columns stand in every row, so that a hostile request could
 grow a thousandfold."""
 
+MAX_SHARED_BYTES = 2**20
+"""Of one row, from its scope, resource and request: these stand in every row of the scope."""
+
 # Bytes that a row takes beside its own: object headers, list slots here and in the writer, for spans the key and facts.
 _OVERHEAD = {Signal.TRACES: 700, Signal.LOGS: 250}
 _RESOURCE = 250  # bytes that a resource takes beside its row
@@ -45,7 +49,7 @@ class Shared(NamedTuple):
     """What all items of one scope have in common."""
 
     fields: Fields  # the shared part of the vector
-    size: int  # bytes that they add to every row, at most
+    size: int  # bytes that they add to every row
     messages: dict[str, Message]
     anomalies: int
     resource_id: bytes
@@ -74,6 +78,7 @@ class RowBuilder:
         self._rejected: list[Rejection] = []
         self._reasons: dict[str, str] = {}  # each once, however many items have it
         self._anomalies: Counter[int] = Counter()
+        self._no_item = (b"",) * (len(FIELDS[self._item_message]) + len(plan.rows.no_picks))
         self._overhead = _OVERHEAD[plan.signal]
         self._row_bytes = 0
         self._size = 0
@@ -113,7 +118,7 @@ class RowBuilder:
         name = None if plan.service_name is None else copy_format.content(shared[plan.service_name])
         return Shared(
             fields=shared,
-            size=sum(map(len, shared)),
+            size=sum(map(len, plan.columns((*self._no_item, *shared)))),
             messages=messages,
             anomalies=scope.anomalies | resource.anomalies | anomalies,
             resource_id=resource.message.fields[0][4:],
@@ -193,6 +198,8 @@ class RowBuilder:
         )
 
     def _lack_of_room(self, shared: Shared) -> str | None:
+        if shared.size > MAX_SHARED_BYTES:
+            return f"its scope adds {shared.size:,} bytes to every row; at most {MAX_SHARED_BYTES:,} are allowed"
         if self._row_bytes + shared.size <= MAX_BATCH_BYTES:
             return None
         return f"the rows of this request exceed {MAX_BATCH_BYTES:,} bytes; send smaller requests"

@@ -72,6 +72,8 @@ def mend(part: Part, data: bytes, limits: Limits) -> Mended:
 
 
 def _excess(part: Part, data: bytes, limits: Limits) -> str | None:
+    if part.path != ITEM_PATH and len(data) > limits.shared_bytes:
+        return f"{len(data):,} bytes; at most {limits.shared_bytes:,} are allowed"
     if len(data) <= 2 * limits.fields:  # a field takes two bytes at least
         return None
     return weigh(data, part.descriptor, fields_limit=limits.fields, text_limit=limits.text_bytes)

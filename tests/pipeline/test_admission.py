@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from otel_pg_exporter.errors import OverloadedError
-from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate, Reservation, SizeEstimate
+from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate, Reservation, SenderEstimates, SizeEstimate
 from tests.support import wait_until
 
 LIMIT = 1_000
@@ -232,3 +232,22 @@ def test_a_reservation_that_waits_in_vain_is_released() -> None:
         growing.correct(41, timeout=0.01)
     assert budget.level == 60
     assert budget.reserve(40).size == 40
+
+
+def test_each_sender_is_judged_by_its_own_requests_and_a_new_one_by_all() -> None:
+    estimates = SenderEstimates(floor=10, cap=1000)
+    assert estimates.value("new") == 1000
+    for _ in range(50):
+        estimates.learn("small", 20)
+        estimates.learn("large", 900)
+    assert estimates.value("small") == 20
+    assert 890 <= estimates.value("large") <= 900
+    assert 20 < estimates.value("new") < 900
+
+
+def test_senders_that_were_not_heard_of_for_long_are_forgotten() -> None:
+    estimates = SenderEstimates(floor=10, cap=1000)
+    estimates.learn("once", 20)
+    for number in range(SenderEstimates._KEPT):
+        estimates.learn(str(number), 1000)
+    assert estimates.value("once") > 900

@@ -143,6 +143,27 @@ def test_a_resource_of_millions_of_attributes_refuses_its_own_items_alone() -> N
     }
 
 
+def test_a_huge_resource_refuses_its_items() -> None:
+    resource = delimited(1, delimited(1, delimited(1, b"k") + delimited(2, delimited(1, b"x" * 2**22))))
+    batch = traces(request(named("a"), resource=resource) + request(named("b")))
+
+    assert batch.items == [1]
+    assert [rejection.reason for rejection in batch.rejected] == [
+        "its resource is not decodable: 4,194,327 bytes; at most 4,194,304 are allowed"
+    ]
+
+
+def test_a_scope_that_would_make_every_row_large_refuses_its_items_and_a_large_resource_does_not() -> None:
+    large = delimited(1, delimited(1, b"x" * 2**20))
+    resource = delimited(1, delimited(1, delimited(1, b"k") + delimited(2, delimited(1, b"x" * 2**20))))
+    batch = traces(request(named("a"), scope=large) + request(named("b"), resource=resource))
+
+    assert batch.items == [1]
+    assert [rejection.reason for rejection in batch.rejected] == [
+        "its scope adds 1,048,628 bytes to every row; at most 1,048,576 are allowed"
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("x" * 1000, 1_004), ("\x01" * 1000, 6_004), ("ü" * 500, 2_008), ("\U0001f600" * 250, 4_016)],
@@ -293,3 +314,10 @@ def test_a_forked_child_can_decode_although_its_parent_was_at_it() -> None:
         if child == 0:
             os._exit(0 if len(traces(request(named("a"))).rows) == 1 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_one_item_that_looks_like_the_other_signal_s_costs_no_other() -> None:
+    odd = b"\x10\x01"  # field 2 as a number: a severity
+    for items in ((odd, named()), (named(), odd)):
+        batch = traces(request(*items))
+        assert (len(batch.rows), len(batch.rejected)) == (1, 1)
