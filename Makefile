@@ -6,7 +6,8 @@ SHELL := /bin/sh
 .PHONY: help run test lint unit test-system faults build bench fuzz setup clean
 
 ARGS ?=
-WORKERS ?= logical
+# Tests wait more than they work, so few cores take more of them at a time.
+WORKERS ?= $(shell python3 -c "import os; print(max(4, len(os.sched_getaffinity(0))))" 2>/dev/null || echo 4)
 ROUNDS ?= 10
 PYTEST_ARGS ?=
 SECONDS ?= 600
