@@ -47,7 +47,7 @@ unit: .venv/.dev
 	$(PYTEST)
 
 test-system: .venv/.dev
-	OTEL_PG_EXPORTER_TEST_PG=system $(PYTEST) tests/postgres tests/e2e
+	OTEL_PG_EXPORTER_TEST_PG=system $(PYTEST) tests/postgres tests/e2e tests/faults
 
 faults: .venv/.dev
 	OTEL_PG_EXPORTER_FAULT_ROUNDS=$(ROUNDS) $(PYTEST) tests/faults
