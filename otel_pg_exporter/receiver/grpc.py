@@ -55,7 +55,7 @@ _LARGEST_ESTIMATE = 1 / 4
 
 # Bodies that are still being read are larger than the estimate when senders that were small so far all turn large at
 # once. So beyond this many times the budget of resident memory all but a few of them are given up.
-_CROWDED = 2
+_CROWDED = 1.5
 
 # Seconds that a call waits for a place in the byte budget. Its body is not read meanwhile, so HTTP/2's flow control
 # holds its sender back: that smooths bursts without a refusal, which some exporters (Node's) answer by dropping.
@@ -99,7 +99,7 @@ class GrpcServer:
         self._endpoint = parse_endpoint(settings.grpc_endpoint, setting=ENDPOINT_SETTING)
         self._estimates = SenderEstimates(floor=_LEAST_ESTIMATE, cap=int(budget.limit * _LARGEST_ESTIMATE))
         self._gate = CallGate(settings.max_calls)
-        self._bodies = BodyWatch(body_timeout, memory_limit=budget.limit * _CROWDED)
+        self._bodies = BodyWatch(body_timeout, memory_limit=int(budget.limit * _CROWDED))
         self._unexpected = UnexpectedErrors()
         self._health = Health([*_SERVICES.values(), _METRICS_SERVICE])
         self._threads = ThreadPoolExecutor(settings.max_calls + _RESERVE_THREADS, thread_name_prefix="otlp-grpc")

@@ -16,8 +16,8 @@ from otel_pg_exporter.transcode.protobuf_wire import (
     VARINT,
     Field,
     MalformedError,
-    delimited,
     fields,
+    opening,
     run_of,
 )
 
@@ -84,21 +84,6 @@ def items(body: bytes, run: Run) -> Iterator[bytes]:
     return (body[field.content : field.end] for field in fields(body, run.start, run.end))
 
 
-def resource_frame(rest: bytes, scopes: bytes = b"") -> bytes:
-    """Encode one resource as a field of a request; `scopes` are encoded fields."""
-    return delimited(_RESOURCES, rest + scopes)
-
-
-def scope_frame(rest: bytes, items: bytes = b"") -> bytes:
-    """Encode one scope as a field of a resource; `items` are encoded fields."""
-    return delimited(_SCOPES, rest + items)
-
-
-def item_frame(item: bytes) -> bytes:
-    """Encode one item as a field of a scope."""
-    return delimited(_ITEMS, item)
-
-
 class OneItemRequests:
     """Cuts single items out of a request: same resource, scope and schema URLs, the item's own bytes.
 
@@ -110,7 +95,7 @@ class OneItemRequests:
     def __init__(self, body: bytes, hold: Hold) -> None:
         self._body = body
         self._hold = hold
-        self._items: Iterator[tuple[int, bytes, bytes, bytes]] = iter(())
+        self._items: Iterator[tuple[int, bytes, bytes, int, int]] = iter(())
         self._last: int | None = None  # None: the walk has not begun
         self._repeated = 0
 
@@ -120,20 +105,23 @@ class OneItemRequests:
             self._items = _one_by_one(self._body)
             self._repeated = 0
         self._last = index
-        _, resource, scope, item = next(each for each in self._items if each[0] == index)
+        _, resource, scope, start, end = next(each for each in self._items if each[0] == index)
         self._repeated += len(resource) + len(scope)
         if self._repeated > _REPEATED_BYTES:
             resource = scope = b""
-        return resource_frame(resource, scope_frame(scope, item_frame(item)))
+        item = opening(_ITEMS, end - start)
+        scope = opening(_SCOPES, len(scope) + len(item) + end - start) + scope
+        resource = opening(_RESOURCES, len(resource) + len(scope) + len(item) + end - start) + resource
+        return b"".join((resource, scope, item, memoryview(self._body)[start:end]))  # which may be all but the whole
 
 
-def _one_by_one(body: bytes) -> Iterator[tuple[int, bytes, bytes, bytes]]:
+def _one_by_one(body: bytes) -> Iterator[tuple[int, bytes, bytes, int, int]]:
     index = 0
     for resource in split(body, piece_bytes=len(body)):
         for scope in resource.scopes:
             for run in scope.runs:
-                for item in items(body, run):
-                    yield index, resource.rest, scope.rest, item
+                for item in fields(body, run.start, run.end):
+                    yield index, resource.rest, scope.rest, item.content, item.end
                     index += 1
 
 
@@ -164,7 +152,9 @@ def check_signal(signal: Signal, body: bytes) -> None:
     """
     try:
         found = _first_evidence(signal, body)
-        if found in {None, signal} or any(_evidence(signal, item) is signal for *_, item in _one_by_one(body)):
+        if found in {None, signal}:
+            return
+        if any(_evidence(signal, body, start, end) is signal for *_, start, end in _one_by_one(body)):
             return
     except MalformedError:
         return  # reported by whoever decodes it
@@ -185,14 +175,14 @@ def _first_evidence(signal: Signal, body: bytes) -> Signal | None:
                 break
         else:
             return None
-    return _evidence(signal, body[start:end])
+    return _evidence(signal, body, start, end)
 
 
-def _evidence(signal: Signal, item: bytes) -> Signal | None:
+def _evidence(signal: Signal, body: bytes, start: int, end: int) -> Signal | None:
     """Say whose an item is: `signal` on its first evidence, the other only when there is none for `signal`."""
     other = None
-    for seen, field in enumerate(fields(item, 0, len(item))):
-        evidence = _EVIDENCE.get((field.number, item[field.start] & 7))
+    for seen, field in enumerate(fields(body, start, end)):
+        evidence = _EVIDENCE.get((field.number, body[field.start] & 7))
         if evidence is signal or seen == _FIELDS_SEEN:
             return evidence and signal
         other = evidence or other

@@ -58,12 +58,17 @@ def delimited(number: int, content: bytes) -> bytes:
     return nested((number,), content)
 
 
+def opening(number: int, size: int) -> bytes:
+    """Encode what comes before the content of a string, bytes or message field."""
+    return _encode_varint(number << 3 | DELIMITED) + _encode_varint(size)
+
+
 def nested(path: Sequence[int], content: bytes | memoryview) -> bytes:
     """Encode a message inside a message and so on: `path` has the fields' numbers, outermost first. Copies it once."""
     heads: list[bytes] = []
     size = len(content)
     for number in reversed(path):
-        head = _encode_varint(number << 3 | DELIMITED) + _encode_varint(size)
+        head = opening(number, size)
         heads.insert(0, head)
         size += len(head)
     return b"".join((*heads, content))

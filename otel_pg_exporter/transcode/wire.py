@@ -62,10 +62,15 @@ def transcode(
     if request_id is None:
         request_id = identify(plan.signal, body)
     builder = RowBuilder(plan, request_id=request_id, now_ns=now_ns, hold=lambda size: hold(len(body) + size))
-    check_signal(plan.signal, body)
-    if len(body) > limits.piece_bytes or not _read_whole(builder, plan.signal, body):
+    if len(body) > limits.piece_bytes:
         check_frame(body, parts=limits.parts, piece_bytes=limits.piece_bytes)
+        check_signal(plan.signal, body)
         _Pieces(builder, plan.signal, body, limits).read()
+    else:
+        check_signal(plan.signal, body)
+        if not _read_whole(builder, plan.signal, body):
+            check_frame(body, parts=limits.parts, piece_bytes=limits.piece_bytes)
+            _Pieces(builder, plan.signal, body, limits).read()
     return builder.finish(otlp=OneItemRequests(body, hold), held=len(body))
 
 

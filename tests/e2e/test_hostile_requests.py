@@ -8,9 +8,9 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from otel_pg_exporter.model import Signal
 from otel_pg_exporter.receiver.body_watch import resident_bytes
-from otel_pg_exporter.transcode.framing import item_frame, resource_frame, scope_frame
 from otel_pg_exporter.transcode.protobuf_wire import delimited
 from tests.e2e.support import METHODS, OK, Receiver
+from tests.frames import item_frame, resource_frame, scope_frame
 from tests.workload import log_body, record, span, trace_body
 
 MIB = 2**20

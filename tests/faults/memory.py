@@ -25,9 +25,9 @@ from otel_pg_exporter import mapping
 from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.postgres.embedded import EmbeddedServer, find_binaries
 from otel_pg_exporter.postgres.migrate import migrate
-from otel_pg_exporter.transcode.framing import item_frame, resource_frame, scope_frame
 from otel_pg_exporter.transcode.protobuf_wire import delimited
 from tests.e2e.support import client_of
+from tests.frames import item_frame, resource_frame, scope_frame
 from tests.receiver.support import TRACES, refusal
 from tests.serving import Serving, span_request, start_serving
 from tests.support import FAST

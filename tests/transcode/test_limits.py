@@ -16,9 +16,9 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from otel_pg_exporter.errors import OverloadedError, TooLargeError, UndecodableError
 from otel_pg_exporter.model import Anomaly, RowBatch, Signal
 from otel_pg_exporter.transcode import transcode
-from otel_pg_exporter.transcode.framing import item_frame, resource_frame, scope_frame
 from otel_pg_exporter.transcode.limits import DECODING, Limits, Turns
 from otel_pg_exporter.transcode.protobuf_wire import delimited
+from tests.frames import item_frame, resource_frame, scope_frame
 from tests.support import wait_until
 from tests.transcode.support import NOW, log_request, plan, span, traces
 from tests.transcode.test_every_field import full

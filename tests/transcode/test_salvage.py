@@ -14,8 +14,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from otel_pg_exporter.errors import UndecodableError
 from otel_pg_exporter.model import Anomaly, RowBatch, Signal
 from otel_pg_exporter.transcode import transcode
-from otel_pg_exporter.transcode.framing import item_frame, resource_frame, scope_frame
 from otel_pg_exporter.transcode.protobuf_wire import delimited
+from tests.frames import item_frame, resource_frame, scope_frame
 from tests.transcode.support import NOW, columns, log_request, nested, plan, read, resource_row, row, span, traces
 from tests.transcode.test_every_field import full
 
