@@ -32,26 +32,11 @@ class Merged:
         self.items: list[int] = _concatenated(batch.items for batch in batches)
         self.resources: dict[bytes, bytes] = dict(chain.from_iterable(batch.resources.items() for batch in batches))
         self.days: frozenset[int] = frozenset().union(*(batch.days for batch in batches))
-        self.survivors: list[int]
+        self.survivors = list(range(len(self.rows)))
         self.doubles: dict[int, list[int]] = {}  # survivor to the other rows with its key
+        if self.keys:
+            self.survivors, self.doubles = in_key_order(self.keys)
         self._group_of: dict[int, int] | None = None  # double to survivor, made when first asked for
-        self._sort()
-
-    def _sort(self) -> None:
-        if not self.keys:
-            self.survivors = list(range(len(self.rows)))
-            return
-        if extension is not None and isinstance(self.keys, extension.Rows):
-            self.survivors, doubles = self.keys.order()
-            self.doubles = dict(doubles)
-            return
-        order = sorted(range(len(self.keys)), key=self.keys.__getitem__)
-        survivors = self.survivors = order[:1]
-        for row in order[1:]:
-            if self.keys[row] == self.keys[survivors[-1]]:
-                self.doubles.setdefault(survivors[-1], []).append(row)
-            else:
-                survivors.append(row)
 
     def alternatives(self, row: int) -> list[int]:
         """List all rows that share `row`'s key, in the order in which they may take each other's place."""
@@ -66,6 +51,22 @@ class Merged:
         for batch in self.batches:
             total.update(batch.repairs)
         return total
+
+
+def in_key_order(keys: Sequence[bytes]) -> tuple[list[int], dict[int, list[int]]]:
+    """Return one row a key, in key order, and for those that have any the other rows with their key."""
+    if extension is not None and isinstance(keys, extension.Rows):
+        rows, others = keys.order()
+        return rows, dict(others)
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    survivors = order[:1]
+    doubles: dict[int, list[int]] = {}
+    for row in order[1:]:
+        if keys[row] == keys[survivors[-1]]:
+            doubles.setdefault(survivors[-1], []).append(row)
+        else:
+            survivors.append(row)
+    return survivors, doubles
 
 
 class Tally:
