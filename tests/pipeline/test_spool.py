@@ -402,6 +402,16 @@ def test_a_request_whose_copy_is_damaged_is_kept_when_it_comes_again(tmp_path: P
         assert spool.level == level
 
 
+def test_a_replacement_that_was_interrupted_is_finished(tmp_path: Path) -> None:
+    with opened(tmp_path) as spool:
+        assert spool.append(made(1))
+    (tmp_path / FILE_NAME).rename(tmp_path / f"{FILE_NAME}.new")  # filled, while the damaged one is aside already
+    (tmp_path / f"{FILE_NAME}-wal").write_bytes(random.Random(1).randbytes(10_000))  # but for its log
+    with opened(tmp_path) as spool:
+        assert numbers(spool) == [1]
+    assert [name[-4:] for name in corrupt_files(tmp_path)] == ["-wal"]
+
+
 def test_whatever_the_damage_a_spool_opens_and_yields_nothing_that_was_never_put_in(tmp_path: Path) -> None:
     pristine = []
     for killed in (False, True):
