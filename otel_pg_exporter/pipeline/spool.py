@@ -214,6 +214,10 @@ class Spool:
         if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
             aside = self.set_file_aside()
             _logger.error("%s is no file; it was set aside as %s", self._path, aside.name)
+        new = self._path.with_name(_NEW_NAME)
+        if not self._path.exists() and new.exists():  # `_replace` was interrupted after it had filled the new file
+            self.set_file_aside()  # the damaged one's log may be left, which is none of the new one's
+            _rename(new, self._path)
         try:
             return SpoolFile(self._path, last_id=self._last_id)
         except sqlite3.DatabaseError as exc:
@@ -230,10 +234,11 @@ class Spool:
             with contextlib.closing(SpoolFile(new, last_id=self._last_id)) as file:
                 items = _add_all(file, _readable(self._path), known=self._last_id)
                 self._last_id = file.last_id
-            aside = self.set_file_aside()
-            _rename(new, self._path)
-        finally:
+        except BaseException:
             _unlink(new)
+            raise
+        aside = self.set_file_aside()
+        _rename(new, self._path)
         _logger.error(
             "the spool %s is damaged (%s); it was set aside as %s, and the %s items that could be read of it are kept",
             self._path, damage, aside.name, f"{items:,}",
@@ -268,8 +273,8 @@ def _close(file: SpoolFile) -> SpoolLevel:
 
 
 def _rename(old: Path, new: Path) -> None:
-    """Rename a database that is closed, if it is there; its log first, which by itself is nothing."""
-    for suffix in reversed(_SIDE_FILES):
+    """Rename a database that is closed, if it is there; its log last, without which it would be another one."""
+    for suffix in _SIDE_FILES:
         with contextlib.suppress(FileNotFoundError):
             old.with_name(old.name + suffix).rename(new.with_name(new.name + suffix))
 

@@ -163,7 +163,7 @@ class SpoolFile:
     ) -> bool:
         """Add a request and return True; if it is there already, note at most that it is in doubt.
 
-        A request in doubt is so since its receipt, unless a moment is given.
+        A request in doubt is so since its receipt, unless a moment is given. One that is there but damaged is replaced.
         """
         if id_ is None:
             id_ = self.last_id + 1
@@ -187,7 +187,11 @@ class SpoolFile:
         if added.rowcount == 1:
             self._figures.update(_figures(1, record.item_count, int(set_aside is not None), len(record.otlp)))
             return True
-        if in_doubt_since != _NEVER:
+        there = self._like(record)
+        if there is not None and there.record is None:  # while this one is whole, and will be acknowledged as such
+            self.remove([there.id])
+            self.add(record, in_doubt_since=min(in_doubt_since, _moment(there.in_doubt_since)))
+        elif in_doubt_since != _NEVER:
             # One less in any case: then `settle_doubt` by another, who knows but the time that was there, lets it be.
             self._connection.execute(
                 "UPDATE requests SET in_doubt_since = min(in_doubt_since, ?1) - 1"
@@ -195,6 +199,13 @@ class SpoolFile:
                 (in_doubt_since, record.signal.value, record.request_id),
             )
         return False
+
+    def _like(self, record: SpoolRecord) -> StoredRecord | None:
+        rows = self._connection.execute(
+            f"SELECT {_COLUMNS} FROM requests WHERE signal = ? AND request_id = ?",
+            (record.signal.value, record.request_id),
+        ).fetchall()
+        return _stored(rows[0]) if rows else None
 
     def items(self, signal: Signal) -> int:
         """Count the items of one signal, set aside or not."""
@@ -231,8 +242,8 @@ class SpoolFile:
 
     def set_aside(self, id_: int, reason: str) -> None:
         """Keep a request, but don't offer it to be drained any more."""
-        self._connection.execute("UPDATE requests SET set_aside = ? WHERE id = ?", (reason, id_))
-        self._figures["set_aside"] += 1
+        changed = self._connection.execute("UPDATE requests SET set_aside = ? WHERE id = ?", (reason, id_))
+        self._figures["set_aside"] += changed.rowcount  # none if it was replaced meanwhile
 
     def remove(self, ids: Collection[int]) -> None:
         """Forget requests."""
@@ -317,6 +328,11 @@ def _take(rows: sqlite3.Cursor, *, max_items: int, max_bytes: int) -> list[Store
                 break
             found.append(stored)
     return found
+
+
+def _moment(in_doubt_since: object) -> int:
+    """Return what the column may hold: damage may be anywhere."""
+    return in_doubt_since if isinstance(in_doubt_since, int) else _NEVER
 
 
 def _listed(ids: Iterable[int]) -> str:

@@ -385,6 +385,33 @@ def any_damage(chance: random.Random, data: bytearray) -> None:
             data[min(page + chance.randrange(60), len(data) - 1)] = chance.randrange(256)
 
 
+def test_a_request_whose_copy_is_damaged_is_kept_when_it_comes_again(tmp_path: Path) -> None:
+    with opened(tmp_path) as spool:
+        assert spool.append(made(1, size=5_000, in_doubt=True))
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection, connection:
+        connection.execute("UPDATE requests SET otlp = zeroblob(6000)")
+    with opened(tmp_path) as spool:
+        [damaged] = spool.following(0)
+        assert not spool.append(made(1, size=5_000))  # its items are counted already
+        spool.set_aside(damaged.id, "its checksum is wrong")  # by a drain that had read it before
+        assert numbers(spool) == [1]
+        assert to_drain(spool) != []
+        assert spool.following(0)[0].in_doubt_since == made(1).received_at
+        level = spool.level
+    with opened(tmp_path) as spool:
+        assert spool.level == level
+
+
+def test_a_replacement_that_was_interrupted_is_finished(tmp_path: Path) -> None:
+    with opened(tmp_path) as spool:
+        assert spool.append(made(1))
+    (tmp_path / FILE_NAME).rename(tmp_path / f"{FILE_NAME}.new")  # filled, while the damaged one is aside already
+    (tmp_path / f"{FILE_NAME}-wal").write_bytes(random.Random(1).randbytes(10_000))  # but for its log
+    with opened(tmp_path) as spool:
+        assert numbers(spool) == [1]
+    assert [name[-4:] for name in corrupt_files(tmp_path)] == ["-wal"]
+
+
 def test_whatever_the_damage_a_spool_opens_and_yields_nothing_that_was_never_put_in(tmp_path: Path) -> None:
     pristine = []
     for killed in (False, True):
