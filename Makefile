@@ -60,7 +60,7 @@ unit: .venv/.dev unit-native
 	if .venv/bin/otel-pg-exporter --version | grep -q native; then OTEL_PG_EXPORTER_CORE=python $(PYTEST) $(TRANSCODING); fi
 
 TRANSCODING = tests/transcode tests/fuzz/test_corpus.py tests/fuzz/test_decoder.py tests/postgres/test_traces.py \
-	tests/postgres/test_writer.py --deselect tests/transcode/test_cores.py
+	tests/postgres/test_writer.py
 
 unit-native:
 	@$(WITH_CRATE) set -x; cargo test --quiet $(CRATE); fi

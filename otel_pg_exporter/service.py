@@ -138,8 +138,6 @@ class Service:
         DatabaseUnavailableError, which say what to do.
         """
         with ExitStack() as stack:
-            if extension is None:
-                _logger.info("rows are made by the Python reference: a native core is not installed, or not wanted")
             # Asked before PostgreSQL starts, which may take a while and would have been for nothing.
             check_free(self._endpoint, setting=ENDPOINT_SETTING, reuse_port=self._settings.receiver.reuse_port)
             if not self._settings.database.dsn:
@@ -155,6 +153,8 @@ class Service:
                 stack.callback(self._server.cancel)  # the ticker's thread may be waiting for it to come back
             self._open_front_door(stack)
             self._running = stack.pop_all()
+        if extension is None:
+            _logger.info("rows are made by the Python reference: a native core is not installed, or not wanted")
 
     def stop(self) -> None:
         """Finish what is in flight and stop, within `shutdown_timeout`. A second call does nothing."""

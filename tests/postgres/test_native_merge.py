@@ -14,7 +14,7 @@ from otel_pg_exporter.postgres.traces import MAX_SERVICE_NAMES, summarise
 from otel_pg_exporter.transcode import extension
 
 if extension is None:
-    pytest.skip("this installation has no native core", allow_module_level=True)
+    pytest.skip("there is no native core", allow_module_level=True)
 
 SUMS = 2
 

@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from otel_pg_exporter import mapping
 from otel_pg_exporter.errors import OverloadedError
 from otel_pg_exporter.model import Signal, Window, unbounded
-from otel_pg_exporter.transcode import wire
+from otel_pg_exporter.transcode import extension, wire
 from otel_pg_exporter.transcode.limits import Limits
 from tests.fuzz.make_corpus import CORPUS
 from tests.fuzz.strategies import bodies, requests
@@ -27,7 +27,9 @@ from tests.transcode.support import NOW, span, trace_request
 from tests.transcode.test_every_field import full
 from tests.transcode.test_hostile_values import hostile_spans
 
-native = pytest.importorskip("otel_pg_exporter.transcode.native", reason="this installation has no native core")
+if extension is None:
+    pytest.skip("there is no native core", allow_module_level=True)
+from otel_pg_exporter.transcode import native
 
 SIGNALS = list(Signal)
 unhurried = settings(deadline=None)
