@@ -83,6 +83,8 @@ class Export:
                 raise
             in_doubt = answer is not None and answer.in_doubt
             return self._put_away(self._spool, batch, body, received_at, in_doubt=in_doubt)
+        finally:
+            del answer  # an error that it keeps would keep this frame, and the request with it
 
     def _wait(self, signal: Signal, answer: Answer) -> Outcome:
         try:
@@ -93,6 +95,8 @@ class Export:
                 return answer.result()
             self._availability.note_silence(signal)
             raise DatabaseUnavailableError(f"PostgreSQL did not commit within {self._ack_timeout:g} seconds") from None
+        finally:
+            del answer  # as above
 
     def _put_away(self, spool: Spool, batch: RowBatch, body: bytes, received_at: int, *, in_doubt: bool) -> Outcome:
         count, rejected = batch.item_count, len(batch.rejected)

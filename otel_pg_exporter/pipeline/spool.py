@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
@@ -92,7 +92,10 @@ class Spool:
         with self._lock:  # whoever gets here first writes for all who wait
             if not answer.done():
                 self._append_waiting()
-        return answer.result()
+        try:
+            return answer.result()
+        finally:
+            del answer  # an error that it keeps would keep this frame, and the request with it
 
     def adopt(self, other: "Spool") -> int:
         """Take over the requests of another spool, set aside or not, and close it; return how many items came.
@@ -156,14 +159,11 @@ class Spool:
                 return [self._full(file, record) or file.add(record) for record, _ in taken]
 
         try:
-            outcomes: Sequence[bool | BaseException] = self._with_file(add)
+            outcomes: list[bool | BaseException] = [*self._with_file(add)]
         except BaseException as exc:  # noqa: BLE001 - whatever it is: the others wait, and each raises it
             outcomes = [exc] * len(taken)
-        for (_, answer), outcome in zip(taken, outcomes, strict=True):
-            if isinstance(outcome, BaseException):
-                answer.set_exception(outcome)
-            else:
-                answer.set_result(outcome)
+        while taken:  # no name is to stay for an error, nor for its request, as in `append`
+            _tell(taken.pop()[1], outcomes.pop())
 
     def _full(self, file: SpoolFile, record: SpoolRecord) -> OverloadedError | None:
         if file.bytes + record.size <= self._max_bytes:
@@ -264,6 +264,13 @@ class Spool:
         except OSError:
             with contextlib.suppress(OSError):
                 self._reserve.unlink()
+
+
+def _tell(answer: Future[bool], outcome: bool | BaseException) -> None:
+    if isinstance(outcome, BaseException):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
 
 
 def _close(file: SpoolFile) -> SpoolLevel:

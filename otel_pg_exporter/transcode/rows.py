@@ -128,7 +128,7 @@ class RowBuilder:
 
     def add_span(self, item: int, span: Span, shared: Shared) -> None:
         """Make a row of a span, or refuse it."""
-        if reason := _refusal(span) or self._lack_of_room(shared):
+        if reason := _refusal(span) or self.lack_of_room(shared):
             self.reject(item, reason)
             return
         start = span.start
@@ -155,7 +155,7 @@ class RowBuilder:
 
     def add_log(self, item: int, record: LogRecord, shared: Shared) -> None:
         """Make a row of a log record, or refuse it."""
-        if reason := self._lack_of_room(shared):
+        if reason := self.lack_of_room(shared):
             self.reject(item, reason)
             return
         time = record.time or record.observed_time or self._now
@@ -164,6 +164,14 @@ class RowBuilder:
         if not record.time:
             anomalies |= Anomaly.TIME_SUBSTITUTED
         self._append(item, fields, anomalies, record.attributes, shared)
+
+    def lack_of_room(self, shared: Shared) -> str | None:
+        """Say why no further item of a scope can be taken; None when one can."""
+        if shared.size > MAX_SHARED_BYTES:
+            return f"its scope adds {shared.size:,} bytes to every row; at most {MAX_SHARED_BYTES:,} are allowed"
+        if self._row_bytes + shared.size <= MAX_BATCH_BYTES:
+            return None
+        return f"the rows of this request exceed {MAX_BATCH_BYTES:,} bytes; send smaller requests"
 
     def reject(self, item: int, reason: str) -> None:
         """Refuse an item."""
@@ -196,13 +204,6 @@ class RowBuilder:
             size=self._size + held,
             otlp=otlp,
         )
-
-    def _lack_of_room(self, shared: Shared) -> str | None:
-        if shared.size > MAX_SHARED_BYTES:
-            return f"its scope adds {shared.size:,} bytes to every row; at most {MAX_SHARED_BYTES:,} are allowed"
-        if self._row_bytes + shared.size <= MAX_BATCH_BYTES:
-            return None
-        return f"the rows of this request exceed {MAX_BATCH_BYTES:,} bytes; send smaller requests"
 
     def _locate(self, time: int) -> int:
         """Note the partition that a time needs, or that it lies outside the accepted window."""

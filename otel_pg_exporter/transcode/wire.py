@@ -167,9 +167,11 @@ class _Pieces:
         return _ReadScope(shared, Anomaly.INVALID_UTF8 if resource.repaired or mended.repaired else 0, fault="")
 
     def _run(self, run: Run, scope: _ReadScope) -> None:
-        if scope.shared is None:
+        # Without room they are not even decoded: what grows so that it fills the room is what takes longest.
+        full = None if scope.shared is None else self._builder.lack_of_room(scope.shared)
+        if scope.shared is None or full:
             for _ in range(run.children):
-                self._reject(scope.fault)
+                self._reject(full or scope.fault)
         elif run.children == 1 or not self._read_run(run, scope.shared, scope.found):
             for data in items(self._body, run):
                 self._item(data, scope.shared, scope.found)

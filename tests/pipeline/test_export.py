@@ -1,6 +1,8 @@
 """Exports wait for their commit, give up in time, and count every item once."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +78,27 @@ def test_a_request_that_fails_unexpectedly_is_settled_too() -> None:
     with pytest.raises(ZeroDivisionError):
         export(Signal.TRACES, _BODY)
     assert counters.snapshot() == ItemCounts(received=2, refused=2)
+
+
+class Room:
+    """A `Hold` whose end can be seen."""
+
+    def __call__(self, _size: int) -> None:
+        """Have as much room as it takes."""
+
+
+def test_a_request_that_fails_leaves_nothing_that_only_a_garbage_collection_frees() -> None:
+    export, _ = answering(lambda answer: answer.set_exception(OverloadedError("shutting down")))
+    room = Room()
+    left = weakref.ref(room)
+    gc.disable()
+    try:
+        with pytest.raises(OverloadedError):
+            export(Signal.TRACES, _BODY, room)
+        del room
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def spooling(

@@ -1,12 +1,14 @@
 """The spool: what it took is there after a kill, once, and neither damage nor a full disk costs more than it must."""
 
 import contextlib
+import gc
 import random
 import signal as signals
 import sqlite3
 import subprocess
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -81,6 +83,24 @@ def test_requests_that_come_together_share_an_fsync_and_each_hears_its_own_resul
 
 def wait_for(spool: Spool, count: int) -> None:
     wait_until(lambda: len(spool._waiting) == count)
+
+
+def put(spool: Spool, record: SpoolRecord) -> "weakref.ref[threading.Event]":
+    """Append what is refused; return what tells whether the call is still held by its error."""
+    held = threading.Event()
+    with pytest.raises(OverloadedError):
+        spool.append(record)
+    return weakref.ref(held)
+
+
+def test_a_refused_request_leaves_nothing_that_only_a_garbage_collection_frees(tmp_path: Path) -> None:
+    gc.disable()
+    try:
+        with opened(tmp_path, max_bytes=2_000) as spool:
+            assert put(spool, made(1, size=5_000))() is None
+        assert put(spool, made(2))() is None
+    finally:
+        gc.enable()
 
 
 def test_many_threads_that_append_are_all_heard(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from otel_pg_exporter.errors import OverloadedError, TooLargeError, UndecodableError
 from otel_pg_exporter.model import Anomaly, RowBatch, Signal
-from otel_pg_exporter.transcode import transcode
+from otel_pg_exporter.transcode import rows, transcode
 from otel_pg_exporter.transcode.limits import DECODING, Limits, Turns
 from otel_pg_exporter.transcode.protobuf_wire import delimited
 from tests.frames import item_frame, resource_frame, scope_frame
@@ -140,6 +140,17 @@ def test_a_resource_of_millions_of_attributes_refuses_its_own_items_alone() -> N
     assert batch.items == [2]
     assert {rejection.reason for rejection in batch.rejected} == {
         "its resource is not decodable: more than 131,072 fields (attributes, events, links, and what they hold)"
+    }
+
+
+def test_items_for_whose_rows_there_is_no_room_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MAX_BATCH_BYTES", 10_000)
+    body = request(*[named("x" * 1000)] * 20, b"\xff")
+    batch = transcode(plan(Signal.TRACES), body, now_ns=NOW, limits=Limits(piece_bytes=0))
+
+    assert 5 < len(batch.rows) < 10
+    assert {rejection.reason for rejection in batch.rejected} == {
+        "the rows of this request exceed 10,000 bytes; send smaller requests"
     }
 
 
