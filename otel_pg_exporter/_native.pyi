@@ -49,7 +49,7 @@ def transcode(
     now_ns: int,
     window: tuple[int, int],
     limits: tuple[int, int, int],
-    max_batch_bytes: int,
+    room: tuple[int, int],
     hold: Hold | None,
 ) -> (
     tuple[

@@ -35,7 +35,10 @@ pub struct Receipt {
     pub now: u64,
     pub earliest: i128,
     pub latest: i128,
+    /// Of rows.
     pub max_batch_bytes: usize,
+    /// That a scope adds to every row.
+    pub max_shared_bytes: usize,
 }
 
 /// One request, transcoded: see `RowBatch` in `otel_pg_exporter/model.py`.

@@ -2,8 +2,8 @@
 //!
 //! `otel_pg_exporter/transcode/wire.py` is the reference, and says what everything means; this crate does the same
 //! for what well-behaved senders send, byte for byte. Whatever is odd about the wire format itself (broken bytes,
-//! text that is not UTF-8, a message in two pieces, too deep nesting) ends in [`wire::Unusual`]: the caller then
-//! leaves the whole request to the reference. So this code never repairs bytes, and nothing is decided twice.
+//! text that is not UTF-8, a message in two pieces, too deep nesting), or might be too much, ends in
+//! [`wire::Unusual`]: the caller then leaves the whole request to the reference. So this code never repairs bytes, and nothing is decided twice.
 //!
 //! No `unsafe`, no panic whatever the bytes are, and no recursion deeper than protobuf's limit.
 

@@ -150,6 +150,9 @@ impl<'p> Builder<'p> {
         for pick in picks.iter() {
             fields.push(pick);
         }
+        if fields.total() > self.receipt.max_shared_bytes {
+            return Err(Unusual);
+        }
         let name = plan.service_name.and_then(|place| copy::content(fields.get(place)?));
         let name = name.map(|name| String::from_utf8_lossy(name).into_owned());
         if self.batch.facts.services.last() != Some(&name) {
@@ -168,7 +171,8 @@ impl<'p> Builder<'p> {
 
     /// Make a row of a span, or refuse it.
     pub fn add_span(&mut self, item: usize, span: &Span<'_>, shared: &mut Shared<'_, '_>) -> Result<()> {
-        if let Some(reason) = refusal(span).or_else(|| self.lack_of_room(shared)) {
+        self.check_room(shared)?;
+        if let Some(reason) = refusal(span) {
             return self.reject(item, reason);
         }
         self.fields.clear();
@@ -185,9 +189,7 @@ impl<'p> Builder<'p> {
 
     /// Make a row of a log record, or refuse it.
     pub fn add_log(&mut self, item: usize, record: &LogRecord<'_>, shared: &mut Shared<'_, '_>) -> Result<()> {
-        if let Some(reason) = self.lack_of_room(shared) {
-            return self.reject(item, reason);
-        }
+        self.check_room(shared)?;
         let time = [record.time, record.observed_time].into_iter().find(|time| *time != 0);
         let time = time.unwrap_or(self.receipt.now);
         self.fields.clear();
@@ -221,11 +223,10 @@ impl<'p> Builder<'p> {
         self.grow(size)
     }
 
-    fn lack_of_room(&self, shared: &Shared<'_, '_>) -> Option<String> {
-        let most = self.receipt.max_batch_bytes;
+    /// A request whose rows find no room is left to the reference, which need not even decode the rest.
+    fn check_room(&self, shared: &Shared<'_, '_>) -> Read<()> {
         let needed = self.batch.rows.total() + shared.fields.total();
-        (needed > most)
-            .then(|| format!("the rows of this request exceed {} bytes; send smaller requests", grouped(most)))
+        if needed > self.receipt.max_batch_bytes { Err(Unusual) } else { Ok(()) }
     }
 
     /// Note the partition that a time needs, or that it lies outside the accepted window.

@@ -66,7 +66,7 @@ def attempt(
         now_ns=now_ns,
         window=(now_ns - int(plan.window.past * 1e9), now_ns + int(plan.window.future * 1e9)),
         limits=(limits.parts, limits.fields, limits.text_bytes),
-        max_batch_bytes=rows.MAX_BATCH_BYTES,
+        room=(rows.MAX_BATCH_BYTES, rows.MAX_SHARED_BYTES),
         hold=None if hold is unbounded else hold,
     )
     if made is None:

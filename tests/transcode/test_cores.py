@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from otel_pg_exporter import mapping
 from otel_pg_exporter.errors import OverloadedError
 from otel_pg_exporter.model import Signal, Window, unbounded
-from otel_pg_exporter.transcode import extension, wire
+from otel_pg_exporter.transcode import extension, rows, wire
 from otel_pg_exporter.transcode.limits import Limits
 from tests.fuzz.make_corpus import CORPUS
 from tests.fuzz.strategies import bodies, requests
@@ -218,3 +218,12 @@ def test_a_variable_chooses_the_core(wanted: str, shown: str) -> None:
     said = subprocess.check_output(command, env={**os.environ, "OTEL_PG_EXPORTER_CORE": wanted}, text=True)
 
     assert said.strip().endswith(f"(transcoder: {shown})")
+
+
+def test_rows_that_find_no_room_are_refused_alike(monkeypatch: pytest.MonkeyPatch, plan: Any) -> None:
+    body = full(plan.signal).SerializeToString() * 100
+    for name, most in (("MAX_BATCH_BYTES", 50_000), ("MAX_SHARED_BYTES", 100)):
+        with monkeypatch.context() as patched:
+            patched.setattr(rows, name, most)
+            assert not is_native(plan, body)
+            assert_equal(plan, body)

@@ -14,7 +14,7 @@ use otel_pg_exporter_native::request::{Limits, transcode};
 use otel_pg_exporter_native::traces::Traces;
 
 const RECEIPT: Receipt =
-    Receipt { request_id: [7; 16], now: 1, earliest: 0, latest: 1 << 62, max_batch_bytes: 1 << 20 };
+    Receipt { request_id: [7; 16], now: 1, earliest: 0, latest: 1 << 62, max_batch_bytes: 1 << 20, max_shared_bytes: 1 << 14 };
 const LIMITS: Limits = Limits { parts: 1000, fields: 1000, text_bytes: 1 << 20 };
 
 fn pick(fit: Fit, origins: &[Origin]) -> Pick {

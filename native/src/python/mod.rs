@@ -23,7 +23,7 @@ use traces::PyTraces;
 /// Returns rows, keys, facts, items, resource ids, resources, days, rejected items with their reasons, how many items
 /// have each anomaly bit, and the size.
 #[pyfunction]
-#[pyo3(signature = (plan, body, request_id, *, now_ns, window, limits, max_batch_bytes, hold))]
+#[pyo3(signature = (plan, body, request_id, *, now_ns, window, limits, room, hold))]
 #[expect(clippy::too_many_arguments, reason = "Python names them")]
 fn transcode<'py>(
     py: Python<'py>,
@@ -33,11 +33,12 @@ fn transcode<'py>(
     now_ns: u64,
     window: (i128, i128),
     limits: (usize, usize, usize),
-    max_batch_bytes: usize,
+    room: (usize, usize),
     hold: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Option<Bound<'py, PyTuple>>> {
     let (earliest, latest) = window;
-    let receipt = Receipt { request_id, now: now_ns, earliest, latest, max_batch_bytes };
+    let (max_batch_bytes, max_shared_bytes) = room;
+    let receipt = Receipt { request_id, now: now_ns, earliest, latest, max_batch_bytes, max_shared_bytes };
     let (parts, fields, text_bytes) = limits;
     let limits = Limits { parts, fields, text_bytes };
     let (plan, body) = (&plan.get().0, body.as_bytes());
