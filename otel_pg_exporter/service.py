@@ -83,7 +83,7 @@ class Service:
         self._spool: Spool | None = None
         self._server: EmbeddedServer | None = None
         self._port = 0
-        self._postgres_version = "(away)"
+        self._postgres_version = "not reached yet"
         self._prepared = False
         self._running = ExitStack()
         self._deadline: float | None = None  # of the stop, by time.monotonic
@@ -145,6 +145,8 @@ class Service:
             self._prepare_tables_or_go_without()
             self._connect()
             stack.callback(lambda: self._connections.close(min(self._remaining(), _UNAWAITED_TIMEOUT)))
+            if not self._prepared:
+                self._writer.note_absence()
             self._open_spool(stack)
             ticker = Ticker(self._jobs())
             stack.callback(self._log_statistics)
@@ -198,7 +200,7 @@ class Service:
         except DatabaseUnavailableError as exc:
             if not self._settings.spool.spool or not folder_of(self._spool_dir, self._target).is_dir():
                 raise
-            _logger.warning("PostgreSQL is away; until it is back, requests go to the spool: %s", exc)
+            _logger.warning("until there is a connection to PostgreSQL, requests go to the spool: %s", exc)
             for signal in Signal:
                 self._availability.note_silence(signal)
 
@@ -262,7 +264,7 @@ class Service:
         self._folders = SpoolFolders(self._spool_dir, self._target)
         for other in self._folders.others():
             _logger.info(
-                "there are requests for another PostgreSQL in %s; a receiver for that one will write them", other
+                "requests for another PostgreSQL may be left in %s; a receiver for that one will write them", other
             )
         folder = self._folder = self._folders.acquire()
         stack.callback(folder.release)
@@ -338,7 +340,7 @@ class Service:
         if self._server is not None:
             jobs.append(Job(name="embedded PostgreSQL", interval=_REVIVE_INTERVAL, run=self._revive))
         if not self._prepared:
-            jobs.append(Job(name="tables", interval=_REVIVE_INTERVAL, run=self._prepare_tables_late))
+            jobs.append(Job(name="preparing the tables", interval=_REVIVE_INTERVAL, run=self._prepare_tables_late))
         if self._spool is not None:
             jobs.append(Job(name="spools of dead processes", interval=_ADOPTION_INTERVAL, run=self._adopt))
         return jobs

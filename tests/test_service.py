@@ -289,5 +289,5 @@ def test_a_postgresql_that_was_reached_before_may_be_away_at_the_start(dsn: str,
             assert service.counts().in_spool == 1
             proxy.up()
             wait_until(lambda: service.counts().stored == 1)
-            wait_until(lambda: service.postgres_version != "(away)")
+            wait_until(lambda: service.postgres_version != "not reached yet")
     assert service.counts().balanced

@@ -123,6 +123,10 @@ def _unreachable(settings: DatabaseSettings, exc: BaseException | None) -> str:
     return f"no connection to PostgreSQL ({mask_dsn(settings.dsn) or 'libpq defaults'}): {reason}"
 
 
+class SilenceError(psycopg.OperationalError):
+    """PostgreSQL did not answer in time, and we cut the connection; see `watchdog`."""
+
+
 class _DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
     """A connection on which no call can outlast `deadline`, see `watchdog`."""
 
@@ -157,16 +161,23 @@ class _DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
         return super().wait(gen if self.deadline is None else self._until(gen, self.deadline), *args, **kwargs)
 
     def _until(self, gen: Generator[Any, Any, R], deadline: float) -> Generator[Any, Any, R]:
+        cut = False
         try:
             state = next(gen)
             while True:
                 ready = yield state  # psycopg comes back at least every 0.1 s, ready or not
                 if time.monotonic() >= deadline:
+                    cut = True
                     _cut(self)
                 state = gen.send(ready)
         except StopIteration as stop:
             result: R = stop.value
             return result
+        except psycopg.OperationalError as exc:
+            if not cut:
+                raise
+            # libpq's own text would say that the server has crashed.
+            raise SilenceError("no answer in time, so the connection was given up") from exc
 
 
 class Connections:

@@ -69,8 +69,8 @@ def classify(error: psycopg.Error, *, broken: bool) -> Verdict:
 
 
 def is_outage(error: psycopg.Error, *, broken: bool) -> bool:
-    """Tell whether PostgreSQL itself is away or cannot work, rather than this one transaction."""
-    passing = ("40", "55", "57014")  # serialization and deadlock, locks, timeouts
+    """Tell whether the next transaction will fail as well, as when PostgreSQL is away or a table is locked."""
+    passing = ("40", "57014")  # serialization and deadlock, timeouts
     return classify(error, broken=broken) is Verdict.RETRY and (
         broken or not (error.sqlstate or "").startswith(passing)
     )

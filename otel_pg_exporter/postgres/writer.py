@@ -17,7 +17,7 @@ from otel_pg_exporter.config import WriterSettings
 from otel_pg_exporter.errors import DatabaseUnavailableError, DeploymentError, OutageError
 from otel_pg_exporter.mapping import Mapping
 from otel_pg_exporter.model import Outcome, RowBatch, Signal
-from otel_pg_exporter.postgres.connection import Connection, Connections, watchdog
+from otel_pg_exporter.postgres.connection import Connection, Connections, SilenceError, watchdog
 from otel_pg_exporter.postgres.merge import Merged
 from otel_pg_exporter.postgres.partitions import ensure_partitions
 from otel_pg_exporter.postgres.sqlstate import Verdict, classify, unavailable
@@ -170,8 +170,14 @@ class Writer:
         level = logging.ERROR if refused else logging.WARNING
         said = self._notices.log(level, f"{type(translated).__name__} {error.sqlstate}", str(translated))
         if isinstance(translated, OutageError):
-            self._note_outage(signal if refused else None, said=said)
+            # What may be about one table, as a lock on it that lasts, is over when that table takes rows again.
+            local = refused or isinstance(error, SilenceError) or (error.sqlstate is not None and not broken)
+            self._note_outage(signal if local else None, said=said)
         return translated
+
+    def note_absence(self) -> None:
+        """Note that PostgreSQL is away, and that it was said: the first commit is to say that it is back."""
+        self._note_outage(None, said=True)
 
     # Without the lock: threads that meet here may at worst leave out a line.
 

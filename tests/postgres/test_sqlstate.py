@@ -58,7 +58,7 @@ def test_a_lost_connection_is_worth_a_retry_whatever_the_error_says() -> None:
         ("25006", False, True),
         ("53100", False, True),
         ("40P01", False, False),
-        ("55P03", False, False),
+        ("55P03", False, True),
         ("57014", False, False),
         ("23505", False, False),
     ],
