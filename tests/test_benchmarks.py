@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import spool
 from benchmarks.ladder import main
+from benchmarks.transcode import main as compare_cores
+from otel_pg_exporter.model import Signal
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,3 +60,11 @@ def test_the_spools_script_compares_with_and_without_and_measures_an_outage(
     said = capsys.readouterr().out
     assert said.count("of that without") == 2
     assert said.count("into the spool") == 4
+
+
+def test_the_cores_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    compare_cores(["--sizes", "10", "--rounds", "1"])
+    header, *rows = capsys.readouterr().out.splitlines()
+
+    assert "Python reference, µs" in header
+    assert sum("GenAI prompt, 10 a request" in row for row in rows) == len(Signal)
