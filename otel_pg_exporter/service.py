@@ -375,6 +375,8 @@ class Service:
 
     def _log_statistics(self) -> None:
         _logger.info("statistics: %s", self._statistics.snapshot())
+        if self._spool is not None and (level := self._spool.level).requests:
+            _logger.info("spool: %s, of %s at most", level, f"{self._settings.spool.spool_max_bytes:,}")
         counts = self._counters.snapshot()
         if counts.received != counts.stored or counts.spooled or counts.recovered_from_spool:
             _logger.info("items: %s", counts)

@@ -21,6 +21,7 @@ from otel_pg_exporter.cli.output import (
     ProgressLine,
     as_json,
     confirmed,
+    fail,
     print_bytes,
     print_lines,
     table,
@@ -243,6 +244,9 @@ def _replay(options: argparse.Namespace) -> int:
         for progress in Replay(settings, columns, connections).run(selection, limit=options.limit):
             line.show(f"{progress.done:,} replayed, {progress.refused:,} of them refused again")
     print_lines([_told(progress)])
+    missing = len(set(selection.ids or ())) - progress.done
+    if missing > 0:
+        return fail(ExporterError(f"{missing:,} of the dead letters that were named are not there"), status=1)
     return 1 if progress.refused else 0
 
 
