@@ -169,7 +169,7 @@ CREATE TABLE dead_letters (
 CREATE INDEX dead_letters_received_at_idx ON dead_letters (received_at);
 COMMENT ON TABLE dead_letters IS 'Items that were refused, each with its reason, ready to be replayed.';
 COMMENT ON COLUMN dead_letters.id IS 'Order of arrival.';
-COMMENT ON COLUMN dead_letters.received_at IS 'When the item was set aside.';
+COMMENT ON COLUMN dead_letters.received_at IS 'When its request was received.';
 COMMENT ON COLUMN dead_letters.signal IS 'OTLP''s word: traces or logs.';
 COMMENT ON COLUMN dead_letters.request_id IS 'The request that brought the item, as in ingest_requests.';
 COMMENT ON COLUMN dead_letters.item_index IS 'Which item of that request, counted from 0.';

@@ -137,6 +137,7 @@ class RowBatch:
 
     signal: Signal
     request_id: bytes  # 16 bytes
+    received_at: int  # ns since the epoch
     rows: Sequence[bytes]  # int16 field count, then int32 length and bytes per field, in `Table.columns` order
     keys: Sequence[bytes]  # the primary key's fields in binary format, concatenated
     facts: Sequence[SpanFacts]

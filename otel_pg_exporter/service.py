@@ -150,7 +150,7 @@ class Service:
             self._open_spool(stack)
             ticker = Ticker(self._jobs())
             stack.callback(self._log_statistics)
-            stack.callback(ticker.stop)
+            stack.callback(lambda: ticker.stop(self._remaining()))
             if self._server is not None:
                 stack.callback(self._server.cancel)  # the ticker's thread may be waiting for it to come back
             self._open_front_door(stack)
@@ -284,7 +284,10 @@ class Service:
 
     def _recovered(self, items: int) -> None:
         if items:
-            _logger.info("found %s items in the spool of a process that is dead; they will be written", f"{items:,}")
+            _logger.info(
+                "found %s items in the spool of a process that is dead; what is not set aside will be written",
+                f"{items:,}",
+            )
             self._counters.add(recovered_from_spool=items, in_spool=items)
 
     def _probe(self) -> None:
@@ -377,6 +380,8 @@ class Service:
 
     def _log_statistics(self) -> None:
         _logger.info("statistics: %s", self._statistics.snapshot())
+        if self._spool is not None and (level := self._spool.level).requests:
+            _logger.info("spool: %s, of %s at most", level, f"{self._settings.spool.spool_max_bytes:,}")
         counts = self._counters.snapshot()
         if counts.received != counts.stored or counts.spooled or counts.recovered_from_spool:
             _logger.info("items: %s", counts)

@@ -21,6 +21,7 @@ from otel_pg_exporter.cli.output import (
     ProgressLine,
     as_json,
     confirmed,
+    fail,
     print_bytes,
     print_lines,
     table,
@@ -149,8 +150,8 @@ def _add_change(actions: Commands, name: str, help_: str, description: str, epil
 
 def _add_conditions(parser: Parser) -> None:
     parser.add_argument("--signal", choices=[signal.value for signal in Signal], help="of this signal")
-    parser.add_argument("--since", type=moment, metavar="MOMENT", help="set aside then or later")
-    parser.add_argument("--until", type=moment, metavar="MOMENT", help="set aside before then")
+    parser.add_argument("--since", type=moment, metavar="MOMENT", help="received then or later")
+    parser.add_argument("--until", type=moment, metavar="MOMENT", help="received before then")
     parser.add_argument("--reason", default="", metavar="TEXT", help="with this text in the reason, in whatever case")
     parser.add_argument("--sqlstate", default="", metavar="CODE", help="refused by PostgreSQL with this code")
     parser.add_argument("--limit", type=positive, metavar="N", help="at most so many")
@@ -243,6 +244,9 @@ def _replay(options: argparse.Namespace) -> int:
         for progress in Replay(settings, columns, connections).run(selection, limit=options.limit):
             line.show(f"{progress.done:,} replayed, {progress.refused:,} of them refused again")
     print_lines([_told(progress)])
+    missing = len(set(selection.ids or ())) - progress.done
+    if missing > 0:
+        return fail(ExporterError(f"{missing:,} of the dead letters that were named are not there"), status=1)
     return 1 if progress.refused else 0
 
 

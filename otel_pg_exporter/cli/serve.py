@@ -18,8 +18,11 @@ from otel_pg_exporter.errors import StartupError
 if TYPE_CHECKING:
     from otel_pg_exporter.service import Service
 
+_logger = logging.getLogger(__name__)
+
 _DESCRIPTION = """\
-Receive traces and logs by OTLP and write them to PostgreSQL. An OK to a sender means: committed.
+Receive traces and logs by OTLP and write them to PostgreSQL. An OK to a sender means: committed, or, while PostgreSQL
+does not commit, safe in the spool on disk.
 
 Without a DSN, PostgreSQL is started too: its data stays in --data-dir, its tables are created and updated. libpq's own
 variables (PGHOST, PGUSER, PGPASSFILE, ...) fill in what a DSN leaves out, but name no server by themselves: to rely on
@@ -57,6 +60,10 @@ def _run(options: argparse.Namespace) -> int:
             # Meant for other servers: a DSN outdoes most of libpq's variables, but not PGSERVICE.
             for name in [name for name in os.environ if name.startswith("PG")]:
                 del os.environ[name]
+        elif settings.data_dir is not None:
+            _logger.warning(
+                "--data-dir is for a PostgreSQL of its own, and of no use beside a DSN, which is what counts"
+            )
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core logs to stderr in a form of its own
         # What gRPC does in a forked child, for its own sake, crashed one in a hundred before they became PostgreSQL.
         os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
@@ -67,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
         print_lines(_banner(service))
         signals.wait()
     except _StopRequested:
-        logging.getLogger(__name__).info("%s: stopping; a second signal ends this at once", signals.name)
+        _logger.info("%s: stopping; a second signal ends this at once", signals.name)
     finally:
         if signals.service is not None:
             signals.service.stop()

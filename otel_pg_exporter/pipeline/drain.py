@@ -1,5 +1,6 @@
 """The drain: writes what is in the spool, oldest first, as soon as PostgreSQL takes it."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -8,8 +9,10 @@ from otel_pg_exporter.model import Hold, Signal, unbounded
 from otel_pg_exporter.pipeline.availability import Availability, Write
 from otel_pg_exporter.pipeline.spool import Spool
 from otel_pg_exporter.pipeline.spool_writer import SpoolWriter
-from otel_pg_exporter.telemetry import ItemCounters
+from otel_pg_exporter.telemetry import ItemCounters, RateLimitedLogger
 from otel_pg_exporter.transcode import Plan
+
+_logger = logging.getLogger(__name__)
 
 _LOOK_INTERVAL = 0.2  # seconds between two looks into an empty spool; they cost no disk access
 
@@ -48,7 +51,9 @@ class Drain:
         )
         self._counters = counters
         self._clock = clock
-        self._due = dict.fromkeys(plans, 0.0)  # used by the thread alone
+        self._notices = RateLimitedLogger(_logger)
+        self._told = 0  # items of which was said that they were written; used by the thread alone, as is:
+        self._due = dict.fromkeys(plans, 0.0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool-drain", daemon=True)
         self._thread.start()
@@ -70,8 +75,16 @@ class Drain:
         began = self._clock()
         pause = self._writer.advance(self._spool, signal)
         if pause is None:
+            self._tell_of_the_end()
             pause = _LOOK_INTERVAL
         return self._clock() + (pause or self._courtesy(began))
+
+    def _tell_of_the_end(self) -> None:
+        drained = self._counters.snapshot().drained
+        if drained > self._told and not self._spool.level.requests:
+            what = f"the spool is empty: {drained - self._told:,} items were written from it"
+            self._notices.log(logging.INFO, "empty", what)
+            self._told = drained
 
     def _courtesy(self, began: float) -> float:
         """Leave live traffic, where there is any, at least half of the time."""

@@ -1,5 +1,6 @@
 """What a receiver does with a request's bytes: transcode, submit, and wait for the COMMIT, or else spool them."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -11,8 +12,10 @@ from otel_pg_exporter.pipeline.availability import Availability
 from otel_pg_exporter.pipeline.batcher import Answer
 from otel_pg_exporter.pipeline.spool import Spool
 from otel_pg_exporter.pipeline.spool_file import SpoolRecord
-from otel_pg_exporter.telemetry import ItemCounters
+from otel_pg_exporter.telemetry import ItemCounters, RateLimitedLogger
 from otel_pg_exporter.transcode import Plan, transcode
+
+_logger = logging.getLogger(__name__)
 
 
 class Export:
@@ -40,6 +43,7 @@ class Export:
         self._availability = availability
         self._spool = spool
         self._now_ns = now_ns
+        self._notices = RateLimitedLogger(_logger)
 
     def __call__(self, signal: Signal, body: bytes, hold: Hold = unbounded) -> Outcome:
         """Return once every item of the request is committed, spooled, or refused for good.
@@ -109,6 +113,8 @@ class Export:
             otlp=body,
         )
         new = spool.append(record)
+        what = f"PostgreSQL does not commit in time; requests are put into the spool, {spool.folder}"
+        self._notices.log(logging.WARNING, "spooled", what)
         return Outcome(
             spooled=count if new else 0,
             duplicate=0 if new else count - rejected,

@@ -74,6 +74,11 @@ class Spool:
             return level
 
     @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._path.parent
+
+    @property
     def level(self) -> SpoolLevel:
         """What is in the spool."""
         return self._run(lambda file: file.level)

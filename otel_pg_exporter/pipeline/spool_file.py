@@ -5,6 +5,7 @@ locks it, so that SQLite needs no shared memory (that would be mapped, and a ful
 such a mapping). Errors are sqlite3's; `Spool` says what they mean.
 """
 
+import datetime as dt
 import hashlib
 import os
 import sqlite3
@@ -98,6 +99,14 @@ class SpoolLevel:
     items: int = 0
     set_aside: int = 0  # of the requests: kept, but not drained
     oldest: int | None = None  # receipt of the oldest request to drain, in ns since the epoch
+
+    def __str__(self) -> str:
+        """Say it in a log line."""
+        aside = f", {self.set_aside:,} of them set aside" if self.set_aside else ""
+        since = (
+            f", the oldest of {dt.datetime.fromtimestamp(self.oldest / 1e9, dt.UTC):%F %T} UTC" if self.oldest else ""
+        )
+        return f"{self.items:,} items in {self.requests:,} requests{aside}{since}; {self.bytes:,} bytes"
 
 
 class SpoolFile:

@@ -6,7 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from otel_pg_exporter.errors import DatabaseUnavailableError, ExporterError, OutageError, OverloadedError
+from otel_pg_exporter.errors import (
+    DatabaseUnavailableError,
+    DeploymentError,
+    ExporterError,
+    OutageError,
+    OverloadedError,
+)
 from otel_pg_exporter.model import Hold, RowBatch, Signal, unbounded
 from otel_pg_exporter.pipeline.availability import Availability, Write
 from otel_pg_exporter.pipeline.spool import Spool
@@ -19,6 +25,7 @@ _logger = logging.getLogger(__name__)
 _SHORTEST_PAUSE = 0.2  # seconds between two attempts
 _LONGEST_PAUSE = 1.0  # seconds: what is spooled is to follow PostgreSQL's return within two
 _LONGEST_POSTPONEMENT = 60.0  # seconds until a request that fails alone is tried again; the others go on meanwhile
+_SUSPICIOUS = 5  # outages that only one request meets until the others go first
 _MAX_ITEMS = 5_000  # in one transaction: live traffic is not to wait long for locks or for the interpreter
 _MAX_BYTES = 8 * 2**20
 _GROWTH = 4  # how many times as many items the next transaction may have after one that went well
@@ -77,7 +84,8 @@ class SpoolWriter:
             records = self._next(spool, signal, progress)
             if records:
                 self._drain(spool, signal, records)
-        except (OutageError, OverloadedError):  # PostgreSQL is away, or the spool's disk fails: both say so themselves
+        except (OutageError, OverloadedError) as exc:  # PostgreSQL is away, or the spool's disk fails: both say so
+            self._suspect(progress, records, exc)
             return self._back_off(progress)
         except Exception as exc:  # noqa: BLE001 - one request must not keep the others in the spool
             self._explain(spool, signal, progress, records, exc)
@@ -181,6 +189,21 @@ class SpoolWriter:
         else:
             with contextlib.suppress(OverloadedError):  # the spool's disk fails; then this comes up again
                 self._set_aside(spool, records[0], f"internal error: {type(error).__name__}")
+
+    def _suspect(self, progress: _Progress, records: Sequence[StoredRecord], error: Exception) -> None:
+        """Let the others pass a request that fails alone, again and again, over a server that answers.
+
+        It may end its backend each time, or take longer than a call may: either looks like an outage.
+        """
+        if len(records) != 1 or not isinstance(error, OutageError) or isinstance(error, DeploymentError):
+            return
+        with contextlib.suppress(DatabaseUnavailableError):
+            self._probe()
+            request = records[0].id
+            failures = progress.failures[request] = progress.failures.get(request, 0) + 1
+            if failures >= _SUSPICIOUS:
+                pause = min(2.0 ** (failures - _SUSPICIOUS), _LONGEST_POSTPONEMENT)
+                progress.postponed[request] = self._clock() + pause
 
     def _back_off(self, progress: _Progress) -> float:
         progress.max_items = 1

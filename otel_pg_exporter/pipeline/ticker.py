@@ -34,10 +34,10 @@ class Ticker:
         self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """End after the job that is being run, if it takes no longer than a few seconds."""
+    def stop(self, timeout: float = _LAST_JOB) -> None:
+        """End after the job that is being run, if it takes no longer than `timeout` seconds."""
         self._stopping.set()
-        self._thread.join(_LAST_JOB)
+        self._thread.join(min(timeout, _LAST_JOB))
 
     def _run(self) -> None:
         while not self._stopping.wait(max(0.0, min(due for due, _ in self._due) - self._clock())):

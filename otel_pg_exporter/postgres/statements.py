@@ -204,6 +204,7 @@ def upsert_resources(schema: str, table: Table) -> sql.Composed:
 
 REQUEST_TYPES = (ColumnType.UUID, ColumnType.INT8, ColumnType.TEXT)
 DEAD_LETTER_TYPES = (
+    ColumnType.TIMESTAMPTZ,
     ColumnType.TEXT,
     ColumnType.UUID,
     ColumnType.INT8,
@@ -298,6 +299,6 @@ def amend_request(schema: str) -> sql.Composed:
 def insert_dead_letters(schema: str) -> sql.Composed:
     """Compile the INSERT of refused items; a retry of the same request adds none."""
     return sql.SQL(
-        "INSERT INTO {} (signal, request_id, item_index, reason, sqlstate, otlp)"
+        "INSERT INTO {} (received_at, signal, request_id, item_index, reason, sqlstate, otlp)"
         " SELECT * FROM {} ON CONFLICT DO NOTHING"
     ).format(sql.Identifier(schema, "dead_letters"), unnest(DEAD_LETTER_TYPES))

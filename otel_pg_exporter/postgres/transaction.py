@@ -23,6 +23,7 @@ from otel_pg_exporter.postgres.isolation import Isolation, refuses_all
 from otel_pg_exporter.postgres.merge import Merged, Tally
 from otel_pg_exporter.postgres.sqlstate import Verdict, classify, reason
 from otel_pg_exporter.transcode.copy_format import control_row
+from otel_pg_exporter.transcode.values import pg_time
 
 _LETTERS_SLICE = 4 * 2**20  # bytes of dead letters in one statement, which holds them three times
 _LETTER_OVERHEAD = 500  # bytes that one takes beside its item and reason
@@ -307,6 +308,7 @@ class Transaction:
             otlp = batch.otlp(rejection.item)
             letters.append(
                 (
+                    struct.pack("!q", pg_time(batch.received_at)),
                     batch.signal.value.encode(),
                     batch.request_id,
                     struct.pack("!q", rejection.item),

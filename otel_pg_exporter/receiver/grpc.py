@@ -6,6 +6,7 @@ when every other handler waits for a commit.
 """
 
 import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import NoReturn
 import grpc
 
 from otel_pg_exporter.config import ReceiverSettings
-from otel_pg_exporter.errors import ExporterError, StartupError, UndecodableError
+from otel_pg_exporter.errors import ExporterError, RefusedError, StartupError, UndecodableError
 from otel_pg_exporter.model import Hold, Outcome, Signal
 from otel_pg_exporter.pipeline.admission import ByteBudget, CallGate, Reservation, SenderEstimates, Share
 from otel_pg_exporter.receiver.body_watch import BodyWatch
@@ -26,6 +27,9 @@ from otel_pg_exporter.receiver.metrics import refuse_metrics
 from otel_pg_exporter.receiver.port_sockets import count_connections, stop_listening
 from otel_pg_exporter.receiver.status import GrpcStatus, grpc_status, response
 from otel_pg_exporter.receiver.unexpected import UnexpectedErrors
+from otel_pg_exporter.telemetry import RateLimitedLogger
+
+_logger = logging.getLogger(__name__)
 
 ENDPOINT_SETTING = "--grpc-endpoint (OTEL_PG_EXPORTER_GRPC_ENDPOINT)"
 
@@ -101,6 +105,7 @@ class GrpcServer:
         self._gate = CallGate(settings.max_calls)
         self._bodies = BodyWatch(body_timeout, memory_limit=int(budget.limit * _CROWDED))
         self._unexpected = UnexpectedErrors()
+        self._notices = RateLimitedLogger(_logger)
         self._health = Health([*_SERVICES.values(), _METRICS_SERVICE])
         self._threads = ThreadPoolExecutor(settings.max_calls + _RESERVE_THREADS, thread_name_prefix="otlp-grpc")
         # Not `maximum_concurrent_rpcs`: beyond it grpcio answers RESOURCE_EXHAUSTED, which makes senders drop data.
@@ -182,10 +187,15 @@ class GrpcServer:
         try:
             return self._admit(take, messages, context)
         except grpc.RpcError:
-            # The sender went away, or gRPC itself refused the body as too large: the answer is already given.
+            # The answer is already given.
+            limit = self._settings.max_request_bytes
+            what = f"{context.peer()} has gone before its request was whole, or it was larger than {limit:,} bytes"
+            self._notices.log(logging.WARNING, "cut off", what)
             raise
         except ExporterError as exc:
             status = grpc_status(exc)
+            if isinstance(exc, RefusedError):  # its sender will drop it
+                self._notices.log(logging.WARNING, type(exc).__name__, f"refused a request of {context.peer()}: {exc}")
         except Exception as exc:  # noqa: BLE001 - a call must be answered whatever happens; `judge` logs
             status = grpc_status(self._unexpected.judge(exc, None))
         return _abort(context, status)

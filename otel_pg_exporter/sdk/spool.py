@@ -150,4 +150,8 @@ class ExporterSpool:
 
     def _has_work(self, folder: Path) -> bool:
         file = folder / FILE_NAME
-        return file.exists() and file.stat().st_mtime_ns != self._drained.get(folder)
+        if not file.exists():
+            return False
+        # A process that was killed leaves its last requests in SQLite's log, and the file as it was.
+        log = file.with_name(f"{FILE_NAME}-wal")
+        return log.exists() or file.stat().st_mtime_ns != self._drained.get(folder)

@@ -192,6 +192,7 @@ class RowBuilder:
         return RowBatch(
             signal=self._plan.signal,
             request_id=self._request_id,
+            received_at=self._now,
             rows=self._rows,
             keys=self._keys,
             facts=self._facts,

@@ -1,6 +1,7 @@
 """What the SDK's values weigh before they are encoded, and how those that are too heavy are cut for `dead_letters`.
 
-The limits are those of decoding, so that an item which is stored directly is stored by way of the spool, too.
+The limits are those of decoding an item, so that one which is stored directly is stored by way of the spool, too.
+(Resources and scopes have limits on that way alone.)
 """
 
 import sys

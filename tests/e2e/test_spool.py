@@ -151,14 +151,19 @@ def test_refused_items_of_a_spooled_request_are_named_at_once_and_dead_letters_o
         else:
             body = log_body([record("poison" if number == 5 else f"{number}") for number in range(10)])
             at_once, in_all = 0, 1
+        before = time.time()
         for _ in range(2):  # a retry hears the same, and changes nothing
             rejected, message = it.receiver.send(signal, body)
             assert rejected == at_once
             assert ("1 of 10 spans refused: item 3" in message) is (at_once == 1)
+        answered = time.time()
         it.proxy.up()
         it.wait_drained()
         assert rows_of(it.receiver.database, signal) == 10 - in_all
         assert it.receiver.database.count("dead_letters") == in_all
+        query = "SELECT extract(epoch FROM min(received_at)), extract(epoch FROM max(received_at)) FROM dead_letters"
+        [(first, last)] = it.receiver.database.rows(query)
+        assert before - 0.001 <= first <= last <= answered
         assert it.receiver.send(signal, body)[0] == in_all
         assert it.receiver.database.count("dead_letters") == in_all
 

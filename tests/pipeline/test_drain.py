@@ -244,6 +244,15 @@ def test_a_request_that_fails_alone_waits_and_the_others_pass(house: House, capl
     assert house.table.all_written[-1] == 7
 
 
+def test_a_request_that_ends_its_connection_each_time_does_not_keep_the_others(house: House) -> None:
+    house.table.errors[0] = [OutageError("gone") for _ in range(100)]
+    house.put(*(request(number) for number in range(5)))
+    house.drain()
+    wait_until(lambda: sorted(house.table.all_written) == [1, 2, 3, 4], timeout=60)
+    house.table.errors[0] = []
+    house.wait_empty()
+
+
 @pytest.mark.parametrize("signal", list(Signal))
 def test_a_bug_sets_aside_the_request_that_meets_it_and_no_other(
     house: House, signal: Signal, caplog: pytest.LogCaptureFixture
