@@ -75,6 +75,7 @@ def attempt(
     return RowBatch(
         signal=plan.signal,
         request_id=request_id,
+        received_at=now_ns,
         rows=row_data,
         keys=keys,
         facts=facts,

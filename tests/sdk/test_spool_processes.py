@@ -118,7 +118,7 @@ def test_an_exporter_beside_a_receiver_leaves_its_spool_alone_and_the_receiver_t
         proxy.up()
         wait_until(lambda: names(query) == ["a"], timeout=30)
         wait_until(lambda: receiver.service.counts().in_spool == 0)
-        exporter.force_flush()
+        wait_until(lambda: exporter.force_flush() and exporter.counts.in_spool == 0)
         assert exporter.counts == ItemCounts(received=1, handed_over=1, spooled=1)
         assert receiver.service.counts().recovered_from_spool == 1
         exporter.shutdown()
