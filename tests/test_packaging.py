@@ -58,7 +58,9 @@ def dist(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
         if not folder.exists():
             source = shared / "source"
             shutil.copytree(ROOT, source, ignore=NOT_SOURCES)
-            uv("build", "--quiet", "--python", sys.executable, "--out-dir", shared / "dist.new", source)
+            crates = str(ROOT / "native" / "target")  # where cargo has built them already
+            options = ("--quiet", "--python", sys.executable, "--out-dir", shared / "dist.new")
+            uv("build", *options, source, CARGO_TARGET_DIR=crates)
             (shared / "dist.new").rename(folder)
     return folder
 
