@@ -27,6 +27,7 @@ from otel_pg_exporter.pipeline.batcher import Batcher
 from otel_pg_exporter.pipeline.drain import Drain
 from otel_pg_exporter.pipeline.export import Export
 from otel_pg_exporter.pipeline.spool import Spool
+from otel_pg_exporter.pipeline.spool_writer import SpoolWriter
 from otel_pg_exporter.postgres.connection import Connections
 from otel_pg_exporter.postgres.writer import Writer
 from otel_pg_exporter.telemetry import ItemCounters, Statistics
@@ -60,12 +61,15 @@ class House:
         if self.spool is not None:
             self._drain = Drain(
                 self.spool,
-                self._plans,
-                self._write,
-                probe=lambda: None,
-                counters=self.counters,
-                availability=self.availability,
-                ledger_ttl=7 * 86_400.0,
+                SpoolWriter(
+                    self._plans,
+                    self._write,
+                    probe=lambda: None,
+                    counters=self.counters,
+                    availability=self.availability,
+                    ledger_ttl=7 * 86_400.0,
+                ),
+                self.counters,
             )
 
     def close(self) -> None:

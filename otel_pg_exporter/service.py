@@ -32,6 +32,7 @@ from otel_pg_exporter.pipeline.drain import Drain
 from otel_pg_exporter.pipeline.export import Export
 from otel_pg_exporter.pipeline.spool import Spool
 from otel_pg_exporter.pipeline.spool_folder import SpoolFolders, default_spool_dir, folder_of
+from otel_pg_exporter.pipeline.spool_writer import SpoolWriter
 from otel_pg_exporter.pipeline.ticker import Job, Ticker
 from otel_pg_exporter.postgres import partitions
 from otel_pg_exporter.postgres.connection import Connections, connect, target_of, watchdog
@@ -231,8 +232,7 @@ class Service:
         bound = settings.pipeline.max_inflight_bytes
         budget = ByteBudget(bound, spare=int(bound * _SPARE_SHARE))
         if self._spool is not None:
-            drain = Drain(
-                self._spool,
+            writer = SpoolWriter(
                 plans,
                 self._availability.observe(self._write_spooled),
                 probe=self._probe,
@@ -241,6 +241,7 @@ class Service:
                 ledger_ttl=settings.spool.ledger_ttl,
                 holds=lambda: Share(budget.reserve(0)),
             )
+            drain = Drain(self._spool, writer, self._counters)
             stack.callback(lambda: drain.stop(min(self._remaining(), _UNAWAITED_TIMEOUT)))
         batcher = Batcher(self._availability.observe(self._write), settings.pipeline)
         stack.callback(lambda: self._shut_down(batcher))

@@ -207,9 +207,10 @@ def test_its_own_postgresql_is_found_again_on_a_new_port_if_the_old_one_is_taken
             squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             port = psycopg.conninfo.conninfo_to_dict(before)["port"]
             assert port is not None
-            os.kill(server.pid, signal.SIGKILL)
-            wait_until(lambda: _binds(squatter, int(port)))
-            squatter.listen()
+            with server._lock:  # or it might be revived before the port is taken
+                os.kill(server.pid, signal.SIGKILL)
+                wait_until(lambda: _binds(squatter, int(port)))
+                squatter.listen()
             assert sender.export(TRACES, span_request()) == b""
         assert service.dsn != before
         assert rows(service.dsn, "SELECT count(*) FROM otel.spans") == [(2,)]

@@ -3,14 +3,12 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from otel_pg_exporter.model import Hold, Signal, unbounded
-from otel_pg_exporter.pipeline.availability import Availability, Write
+from otel_pg_exporter.model import Signal
 from otel_pg_exporter.pipeline.spool import Spool
 from otel_pg_exporter.pipeline.spool_writer import SpoolWriter
 from otel_pg_exporter.telemetry import ItemCounters, RateLimitedLogger
-from otel_pg_exporter.transcode import Plan
 
 _logger = logging.getLogger(__name__)
 
@@ -18,42 +16,23 @@ _LOOK_INTERVAL = 0.2  # seconds between two looks into an empty spool; they cost
 
 
 class Drain:
-    """Empties a spool in a thread of its own, each signal apart from the other, and settles what leaves it.
-
-    `write` commits requests of one signal together; `probe` raises DatabaseUnavailableError when PostgreSQL is away.
-    """
+    """Empties a spool in a thread of its own, each signal apart from the other, at a pace that leaves others room."""
 
     def __init__(
         self,
         spool: Spool,
-        plans: Mapping[Signal, Plan],
-        write: Write,
-        *,
-        probe: Callable[[], None],
+        writer: SpoolWriter,
         counters: ItemCounters,
-        availability: Availability,
-        ledger_ttl: float,  # seconds
-        holds: Callable[[], Hold] = lambda: unbounded,
-        now_ns: Callable[[], int] = time.time_ns,
+        *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spool = spool
-        self._writer = SpoolWriter(
-            plans,
-            write,
-            probe=probe,
-            counters=counters,
-            availability=availability,
-            ledger_ttl=ledger_ttl,
-            holds=holds,
-            now_ns=now_ns,
-            clock=clock,
-        )
+        self._writer = writer
         self._counters = counters
         self._clock = clock
         self._notices = RateLimitedLogger(_logger)
         self._told = 0  # items of which was said that they were written; used by the thread alone, as is:
-        self._due = dict.fromkeys(plans, 0.0)
+        self._due = dict.fromkeys(Signal, 0.0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool-drain", daemon=True)
         self._thread.start()

@@ -20,6 +20,7 @@ from otel_pg_exporter.pipeline.drain import Drain
 from otel_pg_exporter.pipeline.spool import FILE_NAME, Spool
 from otel_pg_exporter.pipeline.spool_file import SpoolRecord
 from otel_pg_exporter.pipeline.spool_folder import SpoolFolders
+from otel_pg_exporter.pipeline.spool_writer import SpoolWriter
 from otel_pg_exporter.postgres.connection import target_of
 from otel_pg_exporter.telemetry import ItemCounters
 from otel_pg_exporter.transcode import compile_plan
@@ -117,13 +118,16 @@ def test_a_commit_without_an_answer_then_an_outage_and_a_restart_then_logs_are_t
             counters = ItemCounters()
             drain = Drain(
                 spool,
-                {each: compile_plan(mapping.load(), each, Window()) for each in Signal},
-                tables.writer.write,
-                probe=lambda: None,
-                counters=counters,
-                availability=Availability(),
-                ledger_ttl=7 * 86_400.0,
-                now_ns=lambda: time.time_ns() + hours * HOUR,
+                SpoolWriter(
+                    {each: compile_plan(mapping.load(), each, Window()) for each in Signal},
+                    tables.writer.write,
+                    probe=lambda: None,
+                    counters=counters,
+                    availability=Availability(),
+                    ledger_ttl=7 * 86_400.0,
+                    now_ns=lambda: time.time_ns() + hours * HOUR,
+                ),
+                counters,
             )
             wait_until(lambda: counters.snapshot().drained == 20 or spool.level.set_aside == 1)
             assert drain.stop(10)
@@ -281,9 +285,9 @@ def test_a_living_process_takes_over_what_a_dead_one_has_left_damage_and_all(dsn
         dead.release()  # as its end does; not empty, so the folder stays
         wait_until(lambda: it.receiver.database.count("logs") == 40, timeout=30)
         wait_until(lambda: not dead.path.exists())
-        wait_until(lambda: it.receiver.service.counts().drained == 40)  # the counters follow the COMMIT
+        wait_until(lambda: it.receiver.service.counts().drained == 40)  # settled a moment after the COMMIT
         counts = it.receiver.service.counts()
-        assert (counts.recovered_from_spool, counts.in_spool) == (60, 20)
+        assert (counts.recovered_from_spool, counts.in_spool, counts.drained) == (60, 20, 40)
         assert it.receiver.service._spool is not None
         assert it.receiver.service._spool.level.set_aside == 1
         assert len(list(it.receiver.service._folder.path.glob(f"{FILE_NAME}.corrupt-*"))) == 2

@@ -10,6 +10,6 @@ from tests.faults.memory import KINDS, measure
 @pytest.mark.parametrize("kind", ["spans of 1 KiB", "a big string", "empty spans"])
 def test_a_flood_of_large_bodies_stays_within_bounds(dsn: str, tmp_path: Path, kind: str) -> None:
     figures = measure(dsn, tmp_path, KINDS[kind], senders=6, size=20 * 2**20)
-    assert figures.peak < 2**30, figures
+    assert figures.peak < 1.5 * 2**30, figures
     assert figures.heard.total() == 6
     assert figures.beside

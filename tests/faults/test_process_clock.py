@@ -17,6 +17,7 @@ from otel_pg_exporter.pipeline.availability import Availability
 from otel_pg_exporter.pipeline.drain import Drain
 from otel_pg_exporter.pipeline.spool import Spool
 from otel_pg_exporter.pipeline.spool_file import SpoolRecord
+from otel_pg_exporter.pipeline.spool_writer import SpoolWriter
 from otel_pg_exporter.telemetry import ItemCounters
 from otel_pg_exporter.transcode import compile_plan, transcode
 from tests.faults.judge import judge
@@ -161,15 +162,19 @@ def drained(at: Database, folder: Path, *, received_at: int, in_doubt: bool, now
             otlp=body,
         )
         assert spool.append(made)
+    counters = ItemCounters()
     drain = Drain(
         spool,
-        _PLANS,
-        at.writer.write,
-        probe=lambda: None,
-        counters=ItemCounters(),
-        availability=Availability(),
-        ledger_ttl=7 * _DAY,
-        now_ns=lambda: now,
+        SpoolWriter(
+            _PLANS,
+            at.writer.write,
+            probe=lambda: None,
+            counters=counters,
+            availability=Availability(),
+            ledger_ttl=7 * _DAY,
+            now_ns=lambda: now,
+        ),
+        counters,
     )
     try:
         wait_until(lambda: spool.level.requests == spool.level.set_aside)

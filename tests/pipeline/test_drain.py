@@ -23,6 +23,7 @@ from otel_pg_exporter.pipeline.availability import Availability
 from otel_pg_exporter.pipeline.drain import Drain
 from otel_pg_exporter.pipeline.spool import FILE_NAME, Spool
 from otel_pg_exporter.pipeline.spool_file import SpoolRecord
+from otel_pg_exporter.pipeline.spool_writer import SpoolWriter
 from otel_pg_exporter.telemetry import ItemCounters
 from otel_pg_exporter.transcode import compile_plan
 from tests.pipeline.spools import damage, opened
@@ -107,12 +108,15 @@ class House:
     def drain(self, write: object = None) -> Drain:
         drain = Drain(
             self.spool,
-            PLANS,
-            self.availability.observe(write or self.table),  # type: ignore[arg-type] # tests pass what they have
-            probe=self.table.probe,
-            counters=self.counters,
-            availability=self.availability,
-            ledger_ttl=TTL,
+            SpoolWriter(
+                PLANS,
+                self.availability.observe(write or self.table),  # type: ignore[arg-type] # tests pass what they have
+                probe=self.table.probe,
+                counters=self.counters,
+                availability=self.availability,
+                ledger_ttl=TTL,
+            ),
+            self.counters,
         )
         self.stack.callback(drain.stop, 60)
         return drain
