@@ -51,14 +51,13 @@ class Export:
         Raises UndecodableError, TooLargeError, or RetryableError: the sender should send the same again. If it was
         committed after all, the retry stores nothing twice.
         """
-        received_at = self._now_ns()
-        batch = transcode(self._plans[signal], body, now_ns=received_at, hold=hold)
+        batch = transcode(self._plans[signal], body, now_ns=self._now_ns(), hold=hold)
         count = batch.item_count
         if count == 0:
             return Outcome()
         self._counters.add(received=count, in_flight=count)
         try:
-            outcome = self._store(batch, body, received_at)
+            outcome = self._store(batch, body)
         except BaseException:
             self._counters.add(in_flight=-count, refused=count)
             raise
@@ -73,11 +72,11 @@ class Export:
         )
         return outcome
 
-    def _store(self, batch: RowBatch, body: bytes, received_at: int) -> Outcome:
+    def _store(self, batch: RowBatch, body: bytes) -> Outcome:
         if self._spool is not None and self._availability.is_down(batch.signal):
             # A full spool is no reason not to try: PostgreSQL may be back any moment.
             with suppress(OverloadedError):
-                return self._put_away(self._spool, batch, body, received_at, in_doubt=False)
+                return self._put_away(self._spool, batch, body, in_doubt=False)
         answer = None
         try:
             answer = self._submit(batch)
@@ -86,7 +85,7 @@ class Export:
             if self._spool is None:
                 raise
             in_doubt = answer is not None and answer.in_doubt
-            return self._put_away(self._spool, batch, body, received_at, in_doubt=in_doubt)
+            return self._put_away(self._spool, batch, body, in_doubt=in_doubt)
         finally:
             del answer  # an error that it keeps would keep this frame, and the request with it
 
@@ -102,17 +101,9 @@ class Export:
         finally:
             del answer  # as above
 
-    def _put_away(self, spool: Spool, batch: RowBatch, body: bytes, received_at: int, *, in_doubt: bool) -> Outcome:
+    def _put_away(self, spool: Spool, batch: RowBatch, body: bytes, *, in_doubt: bool) -> Outcome:
         count, rejected = batch.item_count, len(batch.rejected)
-        record = SpoolRecord(
-            signal=batch.signal,
-            request_id=batch.request_id,
-            received_at=received_at,
-            item_count=count,
-            in_doubt=in_doubt,
-            otlp=body,
-        )
-        new = spool.append(record)
+        new = spool.append(SpoolRecord.of(batch, body, in_doubt=in_doubt))
         what = f"PostgreSQL does not commit in time; requests are put into the spool, {spool.folder}"
         self._notices.log(logging.WARNING, "spooled", what)
         return Outcome(

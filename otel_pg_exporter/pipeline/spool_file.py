@@ -16,9 +16,9 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from otel_pg_exporter.model import Signal
+from otel_pg_exporter.model import RowBatch, Signal
 
 _OVERHEAD = 512  # bytes that a request takes beside its OTLP: header, index entries, its share of half-filled pages
 _SHRINK_ABOVE = 16 * 2**20  # bytes of an emptied file that are worth giving back, and are given back at once
@@ -67,6 +67,18 @@ class SpoolRecord:
     item_count: int
     in_doubt: bool  # PostgreSQL may have committed it already, after it was received
     otlp: bytes
+
+    @classmethod
+    def of(cls, batch: RowBatch, otlp: bytes, *, in_doubt: bool) -> Self:
+        """Make the record of a request that was transcoded."""
+        return cls(
+            signal=batch.signal,
+            request_id=batch.request_id,
+            received_at=batch.received_at,
+            item_count=batch.item_count,
+            in_doubt=in_doubt,
+            otlp=otlp,
+        )
 
     @property
     def size(self) -> int:

@@ -211,7 +211,7 @@ class _PostgresExporter:
                     continue
                 if self._spool is None:
                     raise
-                self._put_away(self._spool, items, batch, now_ns, in_doubt=in_doubt, reason=exc)
+                self._put_away(self._spool, items, batch, in_doubt=in_doubt, reason=exc)
                 return len(items), Outcome(spooled=len(items))
             else:
                 return len(items), outcome
@@ -234,13 +234,12 @@ class _PostgresExporter:
         spool: "ExporterSpool",
         items: Sequence[Any],
         batch: RowBatch,
-        now_ns: int,
         *,
         in_doubt: bool,
         reason: RetryableError,
     ) -> None:
         try:
-            spool.append(batch, otlp_request(items), received_at=now_ns, in_doubt=in_doubt)
+            spool.append(batch, otlp_request(items), in_doubt=in_doubt)
         except ExporterError as exc:
             raise OverloadedError(f"{reason}; and {exc}") from exc
         what = f"{len(items):,} {self._signal.items} are in the spool, until PostgreSQL takes them: {reason}"

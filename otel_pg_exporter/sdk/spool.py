@@ -70,20 +70,13 @@ class ExporterSpool:
             ledger_ttl=self._settings.ledger_ttl,
         )
 
-    def append(self, batch: RowBatch, otlp: bytes, *, received_at: int, in_doubt: bool) -> None:
+    def append(self, batch: RowBatch, otlp: bytes, *, in_doubt: bool) -> None:
         """Put a request on disk, and count its items as `in_spool` instead of `in_flight`.
 
         Raises OverloadedError or StartupError when the disk does not take it.
         """
         count = batch.item_count
-        record = SpoolRecord(
-            signal=batch.signal,
-            request_id=batch.request_id,
-            received_at=received_at,
-            item_count=count,
-            in_doubt=in_doubt,
-            otlp=otlp,
-        )
+        record = SpoolRecord.of(batch, otlp, in_doubt=in_doubt)
         with _using, contextlib.ExitStack() as stack:
             folder = self._folders().acquire()
             stack.callback(folder.release)
