@@ -243,7 +243,7 @@ class Service:
             )
             drain = Drain(self._spool, writer, self._counters)
             stack.callback(lambda: drain.stop(min(self._remaining(), _UNAWAITED_TIMEOUT)))
-        batcher = Batcher(self._availability.observe(self._write), settings.pipeline)
+        batcher = Batcher(self._availability.observe(self._write), settings.pipeline, took=self._statistics.took)
         stack.callback(lambda: self._shut_down(batcher))
         export = Export(
             plans,
@@ -252,8 +252,9 @@ class Service:
             ack_timeout=settings.pipeline.ack_timeout,
             availability=self._availability,
             spool=self._spool,
+            took=self._statistics.took,
         )
-        receiver = GrpcServer(export, budget, settings.receiver)
+        receiver = GrpcServer(export, budget, settings.receiver, took=self._statistics.took)
         stack.callback(lambda: receiver.stop(self._remaining() * (1 - _RESERVED_SHARE)))
         self._port = receiver.start()
         receiver.set_serving(True)

@@ -1,15 +1,63 @@
 """What this process knows about itself: item counters, batch statistics, and log lines that don't flood."""
 
+import enum
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 from otel_pg_exporter.model import Anomaly
 
 _RECENT = 4096  # batches whose durations are kept for the percentiles
+
+
+class Stage(enum.StrEnum):
+    """Where a request's time goes: the first three for each request, the others once for all that are in a batch."""
+
+    RECEIVE = "receive"  # from the call's arrival until its body is whole
+    TRANSCODE = "transcode"
+    WAIT = "wait"  # for a writer
+    MERGE = "merge"  # in key order, and a connection borrowed
+    RESOURCES = "resources"
+    LEDGER = "ledger"
+    COPY = "copy"  # spans or log records
+    TRACES = "traces"
+    DEAD_LETTERS = "dead letters"
+    COMMIT = "commit"
+
+
+Took = Callable[[Stage, float], None]
+"""Told how many seconds a stage took."""
+
+
+def unmeasured(_stage: Stage, _seconds: float) -> None:
+    """Be the `Took` of what nobody measures."""
+
+
+class StageClock:
+    """Measures the stages of one transaction, one after the other; of one thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self.seconds: dict[Stage, float] = {}
+
+    @contextmanager
+    def measure(self, stage: Stage) -> Iterator[None]:
+        """Add the time that the `with` block takes, unless it fails."""
+        began = self._clock()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + self._clock() - began
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTime:
+    """How often a stage was gone through, and how long that took in all."""
+
+    count: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +71,7 @@ class BatchReport:
     bytes: int  # of COPY data
     seconds: float  # from the first statement to the COMMIT's answer
     repairs: Mapping[Anomaly, int]
+    stages: Mapping[Stage, float]  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +89,7 @@ class StatisticsSnapshot:
     p50_batch_seconds: float | None
     p99_batch_seconds: float | None
     repairs: Mapping[Anomaly, int]
+    stages: Mapping[Stage, StageTime]
 
     def __str__(self) -> str:
         """Say it in one log line."""
@@ -58,7 +108,7 @@ class StatisticsSnapshot:
 
 
 class Statistics:
-    """Adds up committed batches. The lock guards every field."""
+    """Adds up committed batches, and what their requests' time went to. The lock guards every field."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -66,6 +116,16 @@ class Statistics:
         self._seconds = 0.0
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._repairs: dict[Anomaly, int] = {}
+        self._stages: dict[Stage, tuple[int, float]] = dict.fromkeys(Stage, (0, 0.0))
+
+    def took(self, stage: Stage, seconds: float) -> None:
+        """Note how long a stage took."""
+        with self._lock:
+            self._add(stage, seconds)
+
+    def _add(self, stage: Stage, seconds: float) -> None:
+        count, total = self._stages[stage]
+        self._stages[stage] = count + 1, total + seconds
 
     def record(self, report: BatchReport) -> None:
         """Add one committed batch."""
@@ -80,6 +140,8 @@ class Statistics:
             self._recent.append(report.seconds)
             for anomaly, count in report.repairs.items():
                 self._repairs[anomaly] = self._repairs.get(anomaly, 0) + count
+            for stage, seconds in report.stages.items():
+                self._add(stage, seconds)
 
     def snapshot(self) -> StatisticsSnapshot:
         """Return the figures of this moment."""
@@ -97,6 +159,7 @@ class Statistics:
                 p50_batch_seconds=_percentile(recent, 0.50),
                 p99_batch_seconds=_percentile(recent, 0.99),
                 repairs=dict(self._repairs),
+                stages={stage: StageTime(count=n, seconds=spent) for stage, (n, spent) in self._stages.items()},
             )
 
 

@@ -6,10 +6,26 @@ from dataclasses import replace
 import pytest
 
 from otel_pg_exporter.model import Anomaly
-from otel_pg_exporter.telemetry import BatchReport, ItemCounters, ItemCounts, RateLimitedLogger, Statistics
+from otel_pg_exporter.telemetry import (
+    BatchReport,
+    ItemCounters,
+    ItemCounts,
+    RateLimitedLogger,
+    Stage,
+    StageClock,
+    StageTime,
+    Statistics,
+)
 
 _REPORT = BatchReport(
-    rows=10, duplicates=2, conflicts=1, rejected=3, bytes=1000, seconds=0.5, repairs={Anomaly.NON_FINITE: 1}
+    rows=10,
+    duplicates=2,
+    conflicts=1,
+    rejected=3,
+    bytes=1000,
+    seconds=0.5,
+    repairs={Anomaly.NON_FINITE: 1},
+    stages={Stage.COPY: 0.25},
 )
 
 
@@ -26,6 +42,28 @@ def test_statistics_sum_batches_up() -> None:
     assert snapshot.p99_batch_seconds == pytest.approx(0.100)
     assert snapshot.repairs == {Anomaly.NON_FINITE: 100}
     assert str(snapshot).endswith("batch p50 51.0 ms, p99 100.0 ms, non_finite 100")
+
+
+def test_the_stages_of_requests_and_batches_are_summed_up() -> None:
+    statistics = Statistics()
+    statistics.record(_REPORT)
+    statistics.record(_REPORT)
+    statistics.took(Stage.RECEIVE, 0.125)
+    stages = statistics.snapshot().stages
+    assert stages[Stage.COPY] == StageTime(count=2, seconds=0.5)
+    assert stages[Stage.RECEIVE] == StageTime(count=1, seconds=0.125)
+    assert stages[Stage.COMMIT] == StageTime(count=0, seconds=0.0)
+
+
+def test_a_stage_that_fails_is_not_measured_and_one_that_comes_again_is_added() -> None:
+    now = [0.0]
+    clock = StageClock(lambda: now[0])
+    for _ in range(2):
+        with clock.measure(Stage.COPY):
+            now[0] += 2
+    with pytest.raises(ValueError, match="bad"), clock.measure(Stage.TRACES):
+        raise ValueError("bad")
+    assert clock.seconds == {Stage.COPY: 4.0}
 
 
 def test_statistics_before_the_first_batch_have_no_percentiles() -> None:

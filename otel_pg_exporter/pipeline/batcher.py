@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from otel_pg_exporter.errors import DatabaseUnavailableError, OverloadedError, R
 from otel_pg_exporter.model import Outcome, RowBatch, Signal
 from otel_pg_exporter.pipeline.availability import Write
 from otel_pg_exporter.pipeline.retry import Backoff
+from otel_pg_exporter.telemetry import Stage, Took, unmeasured
 
 _logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Answer(Future[Outcome]):
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Waiting:
     number: int  # in order of arrival
+    since: float  # by the clock
     batch: RowBatch
     answer: Answer
 
@@ -52,9 +54,18 @@ class Batcher:
     and the stop; each thread is named, and joined in `shutdown`.
     """
 
-    def __init__(self, write: Write, settings: PipelineSettings) -> None:
+    def __init__(
+        self,
+        write: Write,
+        settings: PipelineSettings,
+        *,
+        took: Took = unmeasured,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._write = write
         self._settings = settings
+        self._took = took
+        self._clock = clock
         self._changed = threading.Condition()
         self._numbers = count()
         self._queues: dict[Signal, deque[_Waiting]] = {signal: deque() for signal in Signal}
@@ -75,7 +86,7 @@ class Batcher:
         with self._changed:
             if self._draining:
                 raise OverloadedError("the receiver is shutting down")
-            waiting = _Waiting(number=next(self._numbers), batch=batch, answer=Answer())
+            waiting = _Waiting(number=next(self._numbers), since=self._clock(), batch=batch, answer=Answer())
             self._queues[batch.signal].append(waiting)
             self._changed.notify()
         # Not by `waiting`: a future keeps its callbacks, and the cycle would keep the rows until a garbage collection.
@@ -151,6 +162,9 @@ class Batcher:
         )
 
     def _commit(self, requests: Sequence[_Waiting]) -> None:
+        now = self._clock()
+        for each in requests:
+            self._took(Stage.WAIT, now - each.since)
         backoff = Backoff(self._stop)
         while requests := _begin(requests):
             try:

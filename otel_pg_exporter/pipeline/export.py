@@ -12,7 +12,7 @@ from otel_pg_exporter.pipeline.availability import Availability
 from otel_pg_exporter.pipeline.batcher import Answer
 from otel_pg_exporter.pipeline.spool import Spool
 from otel_pg_exporter.pipeline.spool_file import SpoolRecord
-from otel_pg_exporter.telemetry import ItemCounters, RateLimitedLogger
+from otel_pg_exporter.telemetry import ItemCounters, RateLimitedLogger, Stage, Took, unmeasured
 from otel_pg_exporter.transcode import Plan, transcode
 
 _logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class Export:
         ack_timeout: float,  # seconds
         availability: Availability,
         spool: Spool | None = None,
+        took: Took = unmeasured,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._plans = plans
@@ -42,6 +43,7 @@ class Export:
         self._ack_timeout = ack_timeout
         self._availability = availability
         self._spool = spool
+        self._took = took
         self._now_ns = now_ns
         self._notices = RateLimitedLogger(_logger)
 
@@ -51,7 +53,9 @@ class Export:
         Raises UndecodableError, TooLargeError, or RetryableError: the sender should send the same again. If it was
         committed after all, the retry stores nothing twice.
         """
+        began = time.perf_counter()
         batch = transcode(self._plans[signal], body, now_ns=self._now_ns(), hold=hold)
+        self._took(Stage.TRANSCODE, time.perf_counter() - began)
         count = batch.item_count
         if count == 0:
             return Outcome()

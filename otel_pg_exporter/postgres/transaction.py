@@ -22,6 +22,7 @@ from otel_pg_exporter.postgres.connection import Connection
 from otel_pg_exporter.postgres.isolation import Isolation, refuses_all
 from otel_pg_exporter.postgres.merge import Merged, Tally
 from otel_pg_exporter.postgres.sqlstate import Verdict, classify, reason
+from otel_pg_exporter.telemetry import Stage, StageClock
 from otel_pg_exporter.transcode.copy_format import control_row
 from otel_pg_exporter.transcode.values import pg_time
 
@@ -75,6 +76,7 @@ class Written:
     resources: frozenset[bytes]  # ids that it wrote
     met_duplicates: bool  # rows that an earlier batch had stored
     bytes: int  # of row data sent
+    stages: Mapping[Stage, float]  # seconds
 
 
 class Transaction:
@@ -102,6 +104,7 @@ class Transaction:
         self._tally = Tally(merged)
         self._refused_resources: set[bytes] = set()
         self._bytes = 0
+        self._clock = StageClock()
         for row, facts in enumerate(merged.facts if refused_traces else ()):
             if facts.trace_id in refused_traces:
                 self._tally.reject(row, *refused_traces[facts.trace_id])
@@ -111,15 +114,22 @@ class Transaction:
 
         Raises psycopg.Error, BadTracesError or DeploymentError; nothing is stored then, unless the COMMIT was lost.
         """
-        self._connection.execute(self._compiled.begin)
+        measure = self._clock.measure
+        with measure(Stage.RESOURCES):
+            self._connection.execute(self._compiled.begin)
         try:
-            self._put_resources()
+            with measure(Stage.RESOURCES):
+                self._put_resources()
             if self._merged.signal is Signal.LOGS:
-                self._claim_requests()
-            self._put_rows()
+                with measure(Stage.LEDGER):
+                    self._claim_requests()
+            with measure(Stage.COPY):
+                self._put_rows()
             if self._merged.signal is Signal.TRACES:
-                self._put_traces()
-            self._put_dead_letters()
+                with measure(Stage.TRACES):
+                    self._put_traces()
+            with measure(Stage.DEAD_LETTERS):
+                self._put_dead_letters()
             outcomes = self._tally.outcomes()
             if self._merged.signal is Signal.LOGS:
                 self._amend_requests(outcomes)
@@ -129,7 +139,8 @@ class Transaction:
                     self._connection.execute("ROLLBACK")
             raise
         self.phase = "COMMIT"
-        ended = self._connection.execute("COMMIT").statusmessage
+        with measure(Stage.COMMIT):
+            ended = self._connection.execute("COMMIT").statusmessage
         if ended != "COMMIT":  # PostgreSQL answers ROLLBACK, and no error, when the transaction had failed before
             raise psycopg.OperationalError(f"the server answered {ended} to COMMIT")
         return Written(
@@ -137,6 +148,7 @@ class Transaction:
             resources=frozenset(self._new_resources) - self._refused_resources,
             met_duplicates=len(self._tally.stored) < len(self._tally.candidates()),
             bytes=self._bytes,
+            stages=self._clock.seconds,
         )
 
     # What isolation needs (see isolation.RowStore).

@@ -22,7 +22,7 @@ from otel_pg_exporter.postgres.merge import Merged
 from otel_pg_exporter.postgres.partitions import ensure_partitions
 from otel_pg_exporter.postgres.sqlstate import Verdict, classify, unavailable
 from otel_pg_exporter.postgres.transaction import BadTracesError, Method, Statements, Transaction, Written
-from otel_pg_exporter.telemetry import BatchReport, RateLimitedLogger, Statistics
+from otel_pg_exporter.telemetry import BatchReport, RateLimitedLogger, Stage, StageClock, Statistics
 
 _logger = logging.getLogger(__name__)
 
@@ -67,16 +67,18 @@ class Writer:
         clock; calls to PostgreSQL that outlast it are cut. Raises DatabaseUnavailableError: the same batches may then
         be written again, even if the COMMIT's answer was lost.
         """
-        merged = Merged(batches)
+        clock = StageClock()
         with contextlib.ExitStack() as lent:
-            connection = self._borrow(lent, deadline)
+            with clock.measure(Stage.MERGE):
+                merged = Merged(batches)
+                connection = self._borrow(lent, deadline)
             began = self._clock()
             with watchdog(connection, self._patience(deadline)):  # what connecting took is gone
                 self._ensure_partitions(connection, merged)
                 written = self._write(connection, merged)
         self._end_outages(merged.signal)
         self._remember(merged.signal, written)
-        self._record(merged, written, seconds=self._clock() - began)
+        self._record(merged, written, seconds=self._clock() - began, stages={**clock.seconds, **written.stages})
         return written.outcomes
 
     def _borrow(self, lent: contextlib.ExitStack, deadline: float | None) -> Connection:
@@ -192,7 +194,7 @@ class Writer:
             if said:
                 _logger.info("%s after %.1f s", what, self._clock() - began)
 
-    def _record(self, merged: Merged, written: Written, *, seconds: float) -> None:
+    def _record(self, merged: Merged, written: Written, *, seconds: float, stages: dict[Stage, float]) -> None:
         outcomes = written.outcomes
         self._statistics.record(
             BatchReport(
@@ -203,6 +205,7 @@ class Writer:
                 bytes=written.bytes,
                 seconds=seconds,
                 repairs=merged.repairs(),
+                stages=stages,
             )
         )
 

@@ -27,7 +27,7 @@ from otel_pg_exporter.receiver.metrics import refuse_metrics
 from otel_pg_exporter.receiver.port_sockets import count_connections, stop_listening
 from otel_pg_exporter.receiver.status import GrpcStatus, grpc_status, response
 from otel_pg_exporter.receiver.unexpected import UnexpectedErrors
-from otel_pg_exporter.telemetry import RateLimitedLogger
+from otel_pg_exporter.telemetry import RateLimitedLogger, Stage, Took, unmeasured
 
 _logger = logging.getLogger(__name__)
 
@@ -95,10 +95,12 @@ class GrpcServer:
         budget: ByteBudget,
         settings: ReceiverSettings,
         *,
+        took: Took = unmeasured,
         body_timeout: float = 30.0,
         connection_age: float = 5.0,
     ) -> None:
         self._budget = budget
+        self._took = took
         self._settings = settings
         self._endpoint = parse_endpoint(settings.grpc_endpoint, setting=ENDPOINT_SETTING)
         self._estimates = SenderEstimates(floor=_LEAST_ESTIMATE, cap=int(budget.limit * _LARGEST_ESTIMATE))
@@ -203,7 +205,7 @@ class GrpcServer:
     def _admit(
         self, take: Callable[[bytes, Hold], bytes], messages: Iterator[bytes], context: grpc.ServicerContext
     ) -> bytes:
-        sender = context.peer()
+        sender, began = context.peer(), time.perf_counter()
         with (
             self._gate.enter(),
             _released_on_error(
@@ -214,6 +216,7 @@ class GrpcServer:
                 # A second message is not looked for, as in gRPC's own unary methods: that took another 140 µs a call
                 # where a whole call took 620, and no client's unary stub can send one.
                 body = next(messages, None)
+            self._took(Stage.RECEIVE, time.perf_counter() - began)
             if body is None:
                 raise UndecodableError("the call brought no message; Export takes exactly one")
             # Capped, or a body that `max_request_bytes` allows could never be taken under a small budget.
