@@ -19,7 +19,7 @@ from benchmarks.bench import DEFAULT, QUICK, Bench, Effort
 from benchmarks.profiling import profile
 from benchmarks.questions import duplicates, isolation, tiny_batches
 from benchmarks.race import Lap, factor, median, race
-from benchmarks.report import Section, Table, facts, markdown, plain
+from benchmarks.report import Section, Table, facts, markdown, plain, publish
 from benchmarks.rungs import INSERT_PER_ROW, WRITE_ROW, rungs
 from benchmarks.server import database
 from benchmarks.workload import Workload
@@ -34,6 +34,7 @@ SECTIONS: Mapping[str, Callable[[Bench], Section]] = {
     "isolation": isolation,
     "profile": profile,
 }
+_TITLE = "Ways to write"
 _WARM_UP_ROWS = 50
 _TEXT = (
     "Rows a second, and in brackets the ratios to {first} and to {second}. Every rung writes into the same tables"
@@ -184,7 +185,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dsn", help="a PostgreSQL to measure instead of an embedded one; it gets a schema of its own, dropped later"
     )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report there too")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the results into a file, too")
     return parser.parse_args(arguments)
 
 
@@ -213,7 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _progress("done")
     print(plain(machine, sections))
     if options.markdown is not None:
-        options.markdown.write_text(markdown(machine, sections, "make bench ARGS='--markdown benchmarks/RESULTS.md'"))
+        command = "make bench ARGS='--markdown benchmarks/RESULTS.md'"
+        publish(options.markdown, _TITLE, markdown(machine, sections, title=_TITLE, command=command))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,19 @@
 
 import os
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
+
+_PREFACE = """\
+# Results
+
+Each part is of the last run of one script, written by it; how to read them: [README.md](README.md).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,22 +51,32 @@ def plain(facts_: dict[str, str], sections: Sequence[Section]) -> str:
     """Render for a terminal."""
     lines = [f"{name}: {value}" for name, value in facts_.items()]
     for section in sections:
-        lines += ["", section.title, "=" * len(section.title), section.text]
+        lines += ["", *([section.title, "=" * len(section.title)] if section.title else []), section.text]
         for table in section.tables:
             lines += ["", *aligned(table)]
     return "\n".join(lines) + "\n"
 
 
-def markdown(facts_: dict[str, str], sections: Sequence[Section], command: str) -> str:
-    """Render for a repository."""
-    lines = ["# Results of the last run", "", f"Written by `{command}`; how to read it: [README.md](README.md).", ""]
+def markdown(facts_: dict[str, str], sections: Sequence[Section], *, title: str, command: str) -> str:
+    """Render one script's part of the results."""
+    lines = [f"## {title}", "", f"Written by `{command}`.", ""]
     lines += [f"* {name}: {value}" for name, value in facts_.items()]
     for section in sections:
-        lines += ["", f"## {section.title}", "", section.text]
+        lines += ["", *([f"### {section.title}", ""] if section.title else []), section.text]
         for table in section.tables:
             lines += ["", _row(table.header), _row(["---", *["---:"] * (len(table.header) - 1)])]
             lines += [_row(row) for row in table.rows]
     return "\n".join(lines) + "\n"
+
+
+def publish(path: Path, title: str, part: str) -> None:
+    """Put a script's part into the file of results, in place of what it wrote there before."""
+    text = path.read_text() if path.exists() else _PREFACE
+    preface, *parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    kept = [each for each in parts if not each.startswith(f"## {title}\n")]
+    place = len(kept) if len(kept) == len(parts) else [each.startswith(f"## {title}\n") for each in parts].index(True)
+    kept.insert(place, part)
+    path.write_text("\n".join(each.rstrip() + "\n" for each in (preface, *kept)))
 
 
 def _row(cells: Sequence[str]) -> str:

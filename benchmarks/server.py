@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from collections.abc import Mapping as MappingOf
 from dataclasses import dataclass
 from pathlib import Path
 from typing import LiteralString
@@ -12,6 +13,7 @@ from typing import LiteralString
 import psycopg
 from psycopg import sql
 
+from benchmarks.processes import cpu_seconds
 from otel_pg_exporter import mapping
 from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.mapping import Mapping
@@ -39,6 +41,11 @@ class Database:
     settings: DatabaseSettings
     mapping: Mapping
     admin: Connection
+    postmaster: int | None  # its process, if it was started for this
+
+    def cpu(self) -> float:
+        """Return the seconds that all of PostgreSQL's processes have computed; 0 for one elsewhere."""
+        return 0.0 if self.postmaster is None else cpu_seconds(self.postmaster, with_children=True)
 
     def connect(self) -> Connection:
         """Open a plain connection of psycopg, with its defaults."""
@@ -75,16 +82,18 @@ class Database:
 
 
 @contextlib.contextmanager
-def database(dsn: str | None, *, day: int) -> Iterator[Database]:
+def database(dsn: str | None, *, day: int, configuration: MappingOf[str, str] | None = None) -> Iterator[Database]:
     """Provide tables in a schema of their own, with a partition for `day`; the schema is dropped afterwards.
 
-    Without a DSN a PostgreSQL is started for it, in a temporary folder.
+    Without a DSN a PostgreSQL is started for it, in a temporary folder, with `configuration` on top of `PRODUCTION`.
     """
     with contextlib.ExitStack() as stack:
+        postmaster = None
         if dsn is None:
             folder = Path(tempfile.mkdtemp(prefix="otel-pg-exporter-benchmark-"))
             stack.callback(shutil.rmtree, folder)
-            dsn = stack.enter_context(EmbeddedServer(folder, settings=PRODUCTION)).dsn
+            server = stack.enter_context(EmbeddedServer(folder, settings={**PRODUCTION, **(configuration or {})}))
+            dsn, postmaster = server.dsn, server.pid
         settings = DatabaseSettings(dsn=dsn, schema=f"otel_benchmark_{os.getpid()}")
         columns = mapping.load()
         admin = stack.enter_context(contextlib.closing(connect(settings)))
@@ -92,4 +101,4 @@ def database(dsn: str | None, *, day: int) -> Iterator[Database]:
         stack.callback(admin.execute, drop)
         migrate(settings, columns)
         ensure_partitions(admin, settings.schema, [day])
-        yield Database(settings=settings, mapping=columns, admin=admin)
+        yield Database(settings=settings, mapping=columns, admin=admin, postmaster=postmaster)
