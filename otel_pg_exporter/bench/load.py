@@ -5,6 +5,7 @@ the pace unnoticed: `Sent.cpu_seconds` says how busy its one process was.
 """
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -44,6 +45,7 @@ class Load:
     seconds: float = 5.0  # that are measured
     warm_up: float = 1.0  # seconds before these
     rate: float | None = None  # requests a second, sent on time whether others are answered or not; None: no limit
+    requests: int | None = None  # at most, the warm-up's included; then it ends early
     resent: float = 0.0  # share of requests that are sent a second time, after they were acknowledged
     gzip: bool = False
     templates: int = 8
@@ -103,6 +105,14 @@ class LoadProcess:
         if self._process.stdout.readline().strip() != "ready":
             raise self._failed()
 
+    def ends(self, timeout: float) -> bool:
+        """Wait for the end for so many seconds; tell whether it came."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def result(self) -> Sent:
         """Wait for the end; to be called after `wait_ready`. Raises LoadError."""
         patience = _START_TIMEOUT + self._load.warm_up + self._load.seconds + _CALL_TIMEOUT
@@ -135,21 +145,27 @@ def send(load: Load) -> Sent:
 
 
 class _Pace:
-    """Says when the next request is due. The lock guards the count."""
+    """Says when the next request is due, and that there are to be no more. The lock guards the count."""
 
-    def __init__(self, rate: float | None, begin: float) -> None:
-        self._rate = rate
+    def __init__(self, load: Load, begin: float) -> None:
+        self.over = threading.Event()  # as many as there may be were sent
+        self._rate = load.rate
+        self._most = math.inf if load.requests is None else load.requests
         self._begin = begin
         self._taken = 0
         self._lock = threading.Lock()
 
     def wait(self) -> float:
-        """Wait until the caller's request is due; return when that was."""
+        """Wait until the caller's request is due; return when that was, infinity where it is one too many."""
+        with self._lock:
+            number = self._taken
+            self._taken += 1
+        if number >= self._most:
+            self.over.set()
+            return math.inf
         if self._rate is None:
             return time.perf_counter()
-        with self._lock:
-            due = self._begin + self._taken / self._rate
-            self._taken += 1
+        due = self._begin + number / self._rate
         while (left := due - time.perf_counter()) > 0:
             time.sleep(left)
         return due
@@ -182,23 +198,24 @@ class _Generator:
         begin = time.perf_counter()
         self._from = begin + load.warm_up
         self._until = self._from + load.seconds
-        self._pace = _Pace(load.rate, begin)
+        self._pace = _Pace(load, begin)
         threads = [
             threading.Thread(target=self._send, args=(number,), name=f"sender-{number}")
             for number in range(load.senders)
         ]
         for thread in threads:
             thread.start()
-        time.sleep(load.warm_up)
+        self._pace.over.wait(load.warm_up)
         computed = time.process_time()
-        time.sleep(load.seconds)
+        if self._pace.over.wait(load.seconds):
+            self._until = time.perf_counter()
         computed = time.process_time() - computed
         for thread in threads:
             thread.join()
         for channel in self._channels:
             channel.close()
         return Sent(
-            seconds=load.seconds,
+            seconds=max(0.0, self._until - self._from),
             requests=len(self._latencies),
             items=len(self._latencies) * load.items,
             bytes=self._bytes,
@@ -215,8 +232,9 @@ class _Generator:
         while (due := self._pace.wait()) < self._until:
             template = chance.choice(self._templates)
             body = template.fresh(time.time_ns())
-            if self._call(export, template, body, due) and chance.random() < load.resent:
-                self._call(export, template, body, self._pace.wait())
+            again = self._call(export, template, body, due) and chance.random() < load.resent
+            if again and (due := self._pace.wait()) < self._until:
+                self._call(export, template, body, due)
 
     def _call(
         self, export: "grpc.UnaryUnaryMultiCallable[bytes, bytes]", template: Template, body: bytes, due: float
