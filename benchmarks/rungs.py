@@ -4,6 +4,7 @@ All write into the same tables with all their indexes. The rungs of psycopg get 
 included, and write the rows alone; ours brings the resources, the ledger and the trace summaries too.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +17,11 @@ from benchmarks.bench import Bench
 from benchmarks.server import Database
 from benchmarks.workload import Batch
 from otel_pg_exporter.config import WriterSettings
-from otel_pg_exporter.model import Table
+from otel_pg_exporter.model import Signal, Table, Window
 from otel_pg_exporter.postgres.connection import Connection
 from otel_pg_exporter.postgres.writer import Writer
 from otel_pg_exporter.telemetry import Statistics
-from otel_pg_exporter.transcode import transcode
+from otel_pg_exporter.transcode.core import Core, choose
 
 T = TypeVar("T")
 Write = Callable[[Batch], None]
@@ -51,7 +52,10 @@ def rungs(bench: Bench, table: Table) -> list[Rung[Batch]]:
         Rung(name=WRITE_ROW, open=lambda: plain.copy_binary),
         Rung(name="ours: Writer", open=lambda: writer(bench)),
         Rung(name="ours: Writer, write_method=insert", open=lambda: writer(bench, "insert")),
-        Rung(name="ours: OTLP bytes to COMMIT", open=lambda: _from_otlp(bench)),
+        *(
+            Rung(name=f"ours: OTLP bytes to COMMIT, {core.name}", open=functools.partial(_from_otlp, bench, core))
+            for core in cores()
+        ),
         Rung(name="floor: COPY of ready buffers, rows alone", open=lambda: plain.copy_buffers),
     ]
 
@@ -66,12 +70,19 @@ def writer(bench: Bench, method: Literal["auto", "copy", "insert"] = "auto") -> 
     return write
 
 
-def _from_otlp(bench: Bench) -> Write:
+def cores() -> list[Core]:
+    """List the cores that there are: the reference, and the native one where it is installed."""
+    reference, found = choose("python"), choose("auto")
+    return [reference] if found.name == reference.name else [reference, found]
+
+
+def _from_otlp(bench: Bench, core: Core) -> Write:
     ours = Writer(bench.pool, bench.database.mapping, WriterSettings(), Statistics())
+    plans = {signal: core.compile_plan(bench.database.mapping, signal, Window()) for signal in Signal}
 
     def write(batch: Batch) -> None:
-        plan = bench.workload.plan(batch.requests[0].signal)
-        ours.write([transcode(plan, body, now_ns=time.time_ns()) for body in batch.bodies])
+        plan = plans[batch.requests[0].signal]
+        ours.write([core.transcode(plan, body, now_ns=time.time_ns()) for body in batch.bodies])
 
     return write
 
