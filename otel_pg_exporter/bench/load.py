@@ -58,6 +58,7 @@ class Sent:
 
     seconds: float
     requests: int  # acknowledged
+    resent: int  # of these, sent a second time
     items: int
     bytes: int  # of OTLP, before compression
     failures: dict[str, int]  # status code to calls
@@ -187,7 +188,7 @@ class _Generator:
         ]
         self._lock = threading.Lock()
         self._latencies: list[float] = []
-        self._bytes = self._rejected = 0
+        self._bytes = self._rejected = self._resent = 0
         self._failures: Counter[str] = Counter()
 
     def run(self) -> Sent:
@@ -217,6 +218,7 @@ class _Generator:
         return Sent(
             seconds=max(0.0, self._until - self._from),
             requests=len(self._latencies),
+            resent=self._resent,
             items=len(self._latencies) * load.items,
             bytes=self._bytes,
             failures=dict(self._failures),
@@ -234,10 +236,16 @@ class _Generator:
             body = template.fresh(time.time_ns())
             again = self._call(export, template, body, due) and chance.random() < load.resent
             if again and (due := self._pace.wait()) < self._until:
-                self._call(export, template, body, due)
+                self._call(export, template, body, due, again=True)
 
     def _call(
-        self, export: "grpc.UnaryUnaryMultiCallable[bytes, bytes]", template: Template, body: bytes, due: float
+        self,
+        export: "grpc.UnaryUnaryMultiCallable[bytes, bytes]",
+        template: Template,
+        body: bytes,
+        due: float,
+        *,
+        again: bool = False,
     ) -> bool:
         """Send a request and note its answer, if that comes within the measured time; say whether it was OK."""
         code, answer = "OK", b""
@@ -251,6 +259,7 @@ class _Generator:
                 if code == "OK":
                     self._latencies.append(now - due)
                     self._bytes += template.size
+                    self._resent += again
                     self._rejected += bool(answer)  # all else is an empty message
                 else:
                     self._failures[code] += 1

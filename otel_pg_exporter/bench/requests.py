@@ -4,10 +4,12 @@ Ten spans make a trace, over four services. Everything but the trace ids comes f
 """
 
 import enum
+import functools
 import os
 import random
 import struct
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -25,6 +27,7 @@ SPANS_PER_TRACE = 10
 _SERVICES = ("frontend", "checkout", "payment", "inventory")
 _FAILED = 0.02  # share of spans that end in an error, with an exception as event
 _PROMPT_BYTES = (2_000, 8_000)
+_PROSE_WORDS = 150_000  # some 1 MB
 _SPREAD = 10**9  # nanoseconds over which a request's start times lie
 _time = struct.Struct("<Q")
 
@@ -55,8 +58,11 @@ class Template:
         request = _Maker(signal, content, chance).request(items)
         self._body = bytes(request.body)
         self.size = len(self._body)  # bytes
-        self._traces = [list(_occurrences(self._body, trace_id)) for trace_id in request.trace_ids]
-        self._times = [_Timed(self._body.index(_time.pack(marker)), offset) for marker, offset in request.times.items()]
+        traces = defaultdict(list)
+        for position in _occurrences(self._body, request.trace_prefix):
+            traces[self._body[position : position + 16]].append(position)
+        self._traces = list(traces.values())
+        self._times = list(_timed(self._body, request.times))
 
     def fresh(self, now_ns: int) -> bytes:
         """Return a request with new trace ids, whose items began within the second after `now_ns`."""
@@ -77,11 +83,19 @@ def _occurrences(body: bytes, part: bytes) -> Iterator[int]:
         yield position
 
 
+def _timed(body: bytes, times: Mapping[int, int]) -> Iterator[_Timed]:
+    position = 0
+    for marker, offset in times.items():
+        # From where the last was found: to look through all of 40 MB for each would take a minute.
+        position = body.index(_time.pack(marker), position)
+        yield _Timed(position, offset)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
     body: bytes
-    trace_ids: Sequence[bytes]
-    times: dict[int, int]  # a time that stands there once, in its place, to its offset
+    trace_prefix: bytes  # of all trace ids, and of nothing else
+    times: dict[int, int]  # a time that stands there once, to its offset; in the order in which they stand there
 
 
 class _Maker:
@@ -93,11 +107,11 @@ class _Maker:
         self._chance = chance
         self._markers = count(chance.getrandbits(63))
         self._times: dict[int, int] = {}
-        self._words = [_word(chance) for _ in range(2_000)]
 
     def request(self, items: int) -> _Request:
         """Make one with so many items."""
-        trace_ids = [self._chance.randbytes(16) for _ in range(0, items, SPANS_PER_TRACE)]
+        prefix = self._chance.randbytes(8)
+        trace_ids = [prefix + self._chance.randbytes(8) for _ in range(0, items, SPANS_PER_TRACE)]
         root_ids = [self._chance.randbytes(8) for _ in trace_ids]
         traces = self._signal is Signal.TRACES
         request: Any = ExportTraceServiceRequest() if traces else ExportLogsServiceRequest()
@@ -117,7 +131,7 @@ class _Maker:
                     self._fill_span(made, b"" if item < len(trace_ids) else root_ids[trace])
                 else:
                     self._fill_record(made, item)
-        return _Request(body=request.SerializeToString(), trace_ids=trace_ids, times=self._times)
+        return _Request(body=request.SerializeToString(), trace_prefix=prefix, times=self._times)
 
     def _fill_span(self, span: Any, parent_id: bytes) -> None:  # noqa: ANN401 - protobuf's own
         chance = self._chance
@@ -176,13 +190,9 @@ class _Maker:
         )
 
     def _prompt(self, size: int) -> str:
-        """Write a prompt of words that are made up, so that it compresses about as prose does."""
-        words: list[str] = []
-        length = 0
-        while length < size:
-            words.append(self._chance.choice(self._words))
-            length += len(words[-1]) + 1
-        return f'[{{"role": "user", "parts": [{{"type": "text", "content": "{" ".join(words)}"}}]}}]'
+        prose = _prose()
+        start = self._chance.randrange(len(prose) - size)
+        return f'[{{"role": "user", "parts": [{{"type": "text", "content": "{prose[start : start + size]}"}}]}}]'
 
 
 def _pairs(values: dict[str, AnyValue]) -> list[KeyValue]:
@@ -198,6 +208,14 @@ def _resource(service: str) -> list[KeyValue]:
             "k8s.pod.name": AnyValue(string_value=f"{service}-5d7cbf79b4-x2x7k"),
         }
     )
+
+
+@functools.cache
+def _prose() -> str:
+    """Write words that are made up, so that they compress about as prose does; prompts are cut out of it."""
+    chance = random.Random(1)
+    words = [_word(chance) for _ in range(2_000)]
+    return " ".join(chance.choices(words, k=_PROSE_WORDS))
 
 
 def _word(chance: random.Random) -> str:
