@@ -209,6 +209,8 @@ class _Generator:
         self._pace.over.wait(load.warm_up)
         computed = time.process_time()
         if self._pace.over.wait(load.seconds):
+            for thread in threads:  # what is in flight then is counted, too
+                thread.join()
             self._until = time.perf_counter()
         computed = time.process_time() - computed
         for thread in threads:
