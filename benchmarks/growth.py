@@ -161,8 +161,8 @@ class Growth:
         if not rows:
             return  # the clock begins with the first rows
         self.tracked.send_until(rows * _SHARES // self._goal)
-        begin = self.states[0].rows if self.states else 0
-        if rows >= begin + len(self.states) * self._goal // _STEPS:
+        begin, last = (self.states[0].rows, self.states[-1].rows) if self.states else (0, 0)
+        if rows > last and rows >= begin + len(self.states) * self._goal // _STEPS:
             self.states.append(state := self._state())
             first = self.states[max(0, len(self.states) - 2)]
             rate = (state.rows - first.rows) / max(state.at - first.at, _POLL)
@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--writers", type=int, default=4, help="that `serve` has")
     options = made.parse_args(arguments)
     if options.quick:
-        options.spans, options.minutes = 100_000, 1.0
+        options.spans, options.minutes = 1_000_000, 1.0
     if options.dsn is None:
         check_disk(options.spans + _MORE)
     run(_TITLE, options, measure, configuration={"shared_buffers": "128MB"})
