@@ -4,7 +4,7 @@
 
 All threads' CPU time counts, but nothing that another process computes: the OTLP exporters send to `serve` (gRPC) and
 to a server that reads the body and answers 200 (HTTP), ours writes into PostgreSQL. Each contestant has a process of
-its own in each round. Takes about three minutes.
+its own in each round. Takes about two minutes.
 """
 
 import argparse
