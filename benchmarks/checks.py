@@ -25,8 +25,10 @@ def run(receiver: Receiver, load: Load) -> Measured:
 def check(tables: Database, load: Load, sent: Sent, *, least: int) -> int:
     """Return how many rows there are, which are `least` or more. Raises RuntimeError if not, or if nothing was sent."""
     signal = Signal(load.signal)
-    if not sent.requests or sent.rejected:
-        raise RuntimeError(f"{sent.requests:,} requests acknowledged, {sent.rejected} of them with rejected items")
+    if not sent.requests:
+        raise RuntimeError(f"nothing was acknowledged within {sent.seconds:g} seconds; {sent.failures}")
+    if sent.rejected:
+        raise RuntimeError(f"{sent.rejected:,} of {sent.requests:,} requests had items that were rejected")
     patience = time.monotonic() + _PATIENCE
     while (rows := tables.count(signal.table)) < least:
         if time.monotonic() > patience:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ class Database:
     settings: DatabaseSettings
     mapping: Mapping
     admin: Connection
-    postmaster: int | None  # its process, if it was started for this
+    postmaster: int | None  # its process, if that is on this machine
 
     def cpu(self) -> float:
         """Return the seconds that all of PostgreSQL's processes have computed; 0 for one elsewhere."""
@@ -97,8 +98,22 @@ def database(dsn: str | None, *, day: int, configuration: MappingOf[str, str] | 
         settings = DatabaseSettings(dsn=dsn, schema=f"otel_benchmark_{os.getpid()}")
         columns = mapping.load()
         admin = stack.enter_context(contextlib.closing(connect(settings)))
+        if postmaster is None:
+            postmaster = _postmaster(admin)
         drop = sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(settings.schema))
         stack.callback(admin.execute, drop)
         migrate(settings, columns)
         ensure_partitions(admin, settings.schema, [day])
         yield Database(settings=settings, mapping=columns, admin=admin, postmaster=postmaster)
+
+
+def _postmaster(connection: Connection) -> int | None:
+    """Return the parent of a connection's process, if that can be seen from here: the server may be anywhere."""
+    pid = connection.info.backend_pid
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    database_ = connection.info.dbname.encode()
+    return int(status.partition("PPid:")[2].split()[0]) if re.match(rb"postgres: .* %b " % database_, command) else None
