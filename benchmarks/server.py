@@ -115,5 +115,5 @@ def _postmaster(connection: Connection) -> int | None:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return None
-    database_ = connection.info.dbname.encode()
+    database_ = re.escape(connection.info.dbname.encode())
     return int(status.partition("PPid:")[2].split()[0]) if re.match(rb"postgres: .* %b " % database_, command) else None
