@@ -9,14 +9,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 
 from otel_pg_exporter.config import PipelineSettings
 from otel_pg_exporter.errors import DatabaseUnavailableError, OverloadedError, RetryableError
-from otel_pg_exporter.model import Outcome, RowBatch, Signal
+from otel_pg_exporter.model import RowBatch, Signal
+from otel_pg_exporter.pipeline.answer import Answer
 from otel_pg_exporter.pipeline.availability import Write
 from otel_pg_exporter.pipeline.retry import Backoff
 from otel_pg_exporter.telemetry import Stage, Took, unmeasured
@@ -24,18 +23,6 @@ from otel_pg_exporter.telemetry import Stage, Took, unmeasured
 _logger = logging.getLogger(__name__)
 
 _SHUT_DOWN = "the receiver shut down before the request was committed"
-
-
-class Answer(Future[Outcome]):
-    """What becomes of a submitted request. Set by the writer's thread alone, but for a cancellation."""
-
-    being_written = False
-    commit_lost = False
-
-    @property
-    def in_doubt(self) -> bool:
-        """Whether the request may be committed although no outcome has come; to be asked after a cancellation."""
-        return self.being_written or self.commit_lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,8 +37,8 @@ class Batcher:
     """Hands requests to `writers` threads and the outcomes back.
 
     `write` commits requests of one signal together, and raises RetryableError when the same may be tried again. A
-    request whose future was cancelled is forgotten at once, or before the next attempt. The condition guards the queues
-    and the stop; each thread is named, and joined in `shutdown`.
+    request that was given up is forgotten at once, or before the next attempt. `_lock` guards the queues and the stop;
+    each thread is named, and joined in `shutdown`.
     """
 
     def __init__(
@@ -66,7 +53,8 @@ class Batcher:
         self._settings = settings
         self._took = took
         self._clock = clock
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._numbers = count()
         self._queues: dict[Signal, deque[_Waiting]] = {signal: deque() for signal in Signal}
         self._draining = False
@@ -79,32 +67,30 @@ class Batcher:
             thread.start()
 
     def submit(self, batch: RowBatch) -> Answer:
-        """Queue a request. The future yields its outcome once it is committed; cancel it to give the request up.
+        """Queue a request. The answer has its outcome once it is committed; cancel it to give the request up.
 
         Raises OverloadedError after `shutdown`.
         """
-        with self._changed:
+        answer = Answer(self._forget)
+        with self._lock:
             if self._draining:
                 raise OverloadedError("the receiver is shutting down")
-            waiting = _Waiting(number=next(self._numbers), since=self._clock(), batch=batch, answer=Answer())
+            waiting = _Waiting(number=next(self._numbers), since=self._clock(), batch=batch, answer=answer)
             self._queues[batch.signal].append(waiting)
             self._changed.notify()
-        # Not by `waiting`: a future keeps its callbacks, and the cycle would keep the rows until a garbage collection.
-        signal = batch.signal
-        waiting.answer.add_done_callback(lambda answer: self._forget(signal, answer) if answer.cancelled() else None)
-        return waiting.answer
+        return answer
 
     def shutdown(self, timeout: float) -> bool:
         """Write what waits, for at most `timeout` seconds; then fail the rest. Say whether all was written."""
         deadline = time.monotonic() + timeout
-        with self._changed:
+        with self._lock:
             self._draining = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         finished = not any(thread.is_alive() for thread in self._threads)
         self._stop.set()
-        with self._changed:
+        with self._lock:
             left = [waiting for queue in self._queues.values() for waiting in queue]
             for queue in self._queues.values():
                 queue.clear()
@@ -120,17 +106,18 @@ class Batcher:
                 _fail(requests, RetryableError(f"internal error: {type(exc).__name__}"))
             requests = []  # not to be kept while this thread waits for the next
 
-    def _forget(self, signal: Signal, answer: Future[Outcome]) -> None:
+    def _forget(self, answer: Answer) -> None:
         """Let go of a request that was given up; while the writers hang, its like would fill the memory."""
-        with self._changed:
-            for waiting in self._queues[signal]:  # unless it is with a writer
-                if waiting.answer is answer:
-                    self._queues[signal].remove(waiting)
-                    break
+        with self._lock:
+            for queue in self._queues.values():
+                for waiting in queue:  # unless it is with a writer
+                    if waiting.answer is answer:
+                        queue.remove(waiting)
+                        return
 
     def _take(self) -> list[_Waiting]:
         """Wait for requests and take as many of one signal as fit a batch; none when draining is done."""
-        with self._changed:
+        with self._lock:
             while True:
                 self._changed.wait_for(lambda: self._draining or any(self._queues.values()))
                 if self._settings.linger and not self._draining:
@@ -176,8 +163,7 @@ class Batcher:
                     return
             else:
                 for each, outcome in zip(requests, outcomes, strict=True):
-                    with suppress(InvalidStateError):  # cancelled meanwhile: committed, but its sender was sent away
-                        each.answer.set_result(outcome)
+                    each.answer.settle(outcome)  # if it was cancelled meanwhile, its sender was sent away
                 return
 
 
@@ -185,7 +171,7 @@ def _begin(requests: Sequence[_Waiting]) -> list[_Waiting]:
     """Return the requests that are to be written now: those that nobody has given up."""
     for each in requests:
         each.answer.being_written = True  # before the look: who cancels looks the other way round
-    return [each for each in requests if not each.answer.cancelled()]
+    return [each for each in requests if not each.answer.cancelled]
 
 
 def _failed(requests: Sequence[_Waiting], error: RetryableError) -> None:
@@ -196,5 +182,4 @@ def _failed(requests: Sequence[_Waiting], error: RetryableError) -> None:
 
 def _fail(requests: Sequence[_Waiting], error: Exception) -> None:
     for each in requests:
-        with suppress(InvalidStateError):
-            each.answer.set_exception(error)
+        each.answer.settle(error)

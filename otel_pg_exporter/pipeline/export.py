@@ -3,13 +3,12 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 
 from otel_pg_exporter.errors import DatabaseUnavailableError, OverloadedError
 from otel_pg_exporter.model import Hold, Outcome, RowBatch, Signal, rejection_message, unbounded
+from otel_pg_exporter.pipeline.answer import Answer
 from otel_pg_exporter.pipeline.availability import Availability
-from otel_pg_exporter.pipeline.batcher import Answer
 from otel_pg_exporter.pipeline.spool import Spool
 from otel_pg_exporter.pipeline.spool_file import SpoolRecord
 from otel_pg_exporter.telemetry import ItemCounters, RateLimitedLogger, Stage, Took, unmeasured
@@ -96,7 +95,7 @@ class Export:
     def _wait(self, signal: Signal, answer: Answer) -> Outcome:
         try:
             return answer.result(self._ack_timeout)
-        except FutureTimeoutError:
+        except TimeoutError:
             # The cancellation may come too late; the outcome is then there already.
             if not answer.cancel():
                 return answer.result()

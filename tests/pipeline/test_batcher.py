@@ -192,7 +192,7 @@ def test_all_writers_work_at_the_same_time() -> None:
     for _ in range(3):
         assert table.entered.acquire(timeout=10)
     table.gate.set()
-    wait_until(lambda: all(answer.done() for answer in answers))
+    wait_until(lambda: all(answer.settled for answer in answers))
     batcher.shutdown(10)
 
 

@@ -11,8 +11,8 @@ import pytest
 from otel_pg_exporter import mapping
 from otel_pg_exporter.errors import DatabaseUnavailableError, OverloadedError, UndecodableError
 from otel_pg_exporter.model import Outcome, RowBatch, Signal, Window
+from otel_pg_exporter.pipeline.answer import Answer
 from otel_pg_exporter.pipeline.availability import Availability
-from otel_pg_exporter.pipeline.batcher import Answer
 from otel_pg_exporter.pipeline.export import Export
 from otel_pg_exporter.pipeline.spool import Spool
 from otel_pg_exporter.telemetry import ItemCounters, ItemCounts
@@ -36,7 +36,7 @@ def answering(settle: Callable[[Answer], None]) -> tuple[Export, ItemCounters]:
 
 def test_an_export_returns_what_was_committed() -> None:
     outcome = Outcome(stored=1, rejected=1, error_message="why")
-    export, counters = answering(lambda answer: answer.set_result(outcome))
+    export, counters = answering(lambda answer: answer.settle(outcome))
     assert export(Signal.TRACES, _BODY) == outcome
     assert counters.snapshot() == ItemCounts(received=2, stored=1, rejected=1)
 
@@ -46,12 +46,12 @@ def test_an_export_that_is_not_committed_in_time_is_given_up() -> None:
     export, counters = answering(waiting.append)
     with pytest.raises(DatabaseUnavailableError, match=r"did not commit within 0\.05 seconds"):
         export(Signal.TRACES, _BODY)
-    assert waiting[0].cancelled()
+    assert waiting[0].cancelled
     assert counters.snapshot() == ItemCounts(received=2, refused=2)
 
 
 def test_a_refused_export_is_settled_once() -> None:
-    export, counters = answering(lambda answer: answer.set_exception(OverloadedError("full")))
+    export, counters = answering(lambda answer: answer.settle(OverloadedError("full")))
     with pytest.raises(OverloadedError):
         export(Signal.TRACES, _BODY)
     assert counters.snapshot() == ItemCounts(received=2, refused=2)
@@ -67,14 +67,14 @@ def test_an_empty_request_needs_no_database() -> None:
 
 
 def test_a_body_that_is_not_otlp_is_refused() -> None:
-    export, counters = answering(lambda answer: answer.set_result(Outcome()))
+    export, counters = answering(lambda answer: answer.settle(Outcome()))
     with pytest.raises(UndecodableError):
         export(Signal.TRACES, b"\xff\xff\xff")
     assert counters.snapshot() == ItemCounts()
 
 
 def test_a_request_that_fails_unexpectedly_is_settled_too() -> None:
-    export, counters = answering(lambda answer: answer.set_exception(ZeroDivisionError()))
+    export, counters = answering(lambda answer: answer.settle(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         export(Signal.TRACES, _BODY)
     assert counters.snapshot() == ItemCounts(received=2, refused=2)
@@ -88,7 +88,7 @@ class Room:
 
 
 def test_a_request_that_fails_leaves_nothing_that_only_a_garbage_collection_frees() -> None:
-    export, _ = answering(lambda answer: answer.set_exception(OverloadedError("shutting down")))
+    export, _ = answering(lambda answer: answer.settle(OverloadedError("shutting down")))
     room = Room()
     left = weakref.ref(room)
     gc.disable()
@@ -169,7 +169,7 @@ def test_with_a_full_spool_postgresql_is_tried_all_the_same(tmp_path: Path) -> N
 
     def settle(answer: Answer) -> None:
         if not away.is_set():
-            answer.set_result(Outcome(stored=2))
+            answer.settle(Outcome(stored=2))
 
     export, counters, availability, spool = spooling(tmp_path, settle, max_bytes=1)
     with pytest.raises(OverloadedError, match="the spool is full: 0 of 1 bytes; 2 items refused"):
