@@ -210,19 +210,18 @@ class ItemCounters:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts = ItemCounts()
+        self._counts = {field.name: 0 for field in fields(ItemCounts)}
 
     def add(self, **changes: int) -> None:
         """Add to the named counts, all at once."""
         with self._lock:
-            self._counts = ItemCounts(
-                **{f.name: getattr(self._counts, f.name) + changes.get(f.name, 0) for f in fields(ItemCounts)}
-            )
+            for name, change in changes.items():
+                self._counts[name] += change
 
     def snapshot(self) -> ItemCounts:
         """Return the counts of this moment."""
         with self._lock:
-            return self._counts
+            return ItemCounts(**self._counts)
 
 
 class RateLimitedLogger:
