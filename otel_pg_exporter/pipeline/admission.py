@@ -2,8 +2,6 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +15,8 @@ class ByteBudget:
     """The bytes that all requests in flight may hold together.
 
     `spare` of them are for small reservations alone, those of at most a quarter of it: a few large requests would else
-    shut all small ones out. `_changed` guards everything, and the size of every reservation.
+    shut all small ones out. `_lock` guards everything, and the size of every reservation. A thread may take it twice:
+    the garbage collector, which may run anywhere, lets go of shares.
     """
 
     def __init__(self, limit: int, *, spare: int = 0) -> None:
@@ -29,7 +28,8 @@ class ByteBudget:
         self._large_level = 0  # what reservations that are not small hold
         self._patient: Reservation | None = None  # the one that waits to grow, before which no other may
         self._waiting = 0
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     @property
     def level(self) -> int:
@@ -42,7 +42,7 @@ class ByteBudget:
         Raises OverloadedError, with nothing reserved, when they don't fit within `timeout` seconds.
         """
         reservation = Reservation(self)
-        with self._changed:
+        with self._lock:
             self._await_room(reservation, size, timeout)
             self._resize(reservation, size)
         return reservation
@@ -111,7 +111,7 @@ class Reservation:
         if two did, each would wait for the other.
         """
         budget = self._budget
-        with budget._changed:  # noqa: SLF001 - a reservation is part of its budget
+        with budget._lock:  # noqa: SLF001 - a reservation is part of its budget
             if self._released:
                 raise RuntimeError("the reservation is already released")
             if timeout > 0 and budget._patient is None and not budget._fits(self, size):  # noqa: SLF001
@@ -127,7 +127,7 @@ class Reservation:
 
     def release(self) -> None:
         """Give the bytes back. A second release does nothing."""
-        with self._budget._changed:  # noqa: SLF001
+        with self._budget._lock:  # noqa: SLF001
             self._give_back()
 
     def _give_back(self) -> None:
@@ -226,43 +226,44 @@ class SenderEstimates:
 class CallGate:
     """Counts the calls in flight, refuses those above `limit`, and after `close()` all new ones.
 
-    `_changed` guards `_in_flight` and `_closed`.
+    A call is inside for as long as a `with` block lasts, which never waits: it raises OverloadedError. `_lock` guards
+    `_in_flight` and `_closed`.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._in_flight = 0
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     @property
     def in_flight(self) -> int:
         """How many calls are inside now."""
         return self._in_flight
 
-    @contextmanager
-    def enter(self) -> Iterator[None]:
-        """Count one call for as long as the `with` block lasts. Never waits: raises OverloadedError."""
-        with self._changed:
+    def __enter__(self) -> None:
+        with self._lock:
             if self._closed:
                 raise OverloadedError(f"shutting down: {self._in_flight:,} calls are being finished, no new ones taken")
             if self._in_flight >= self.limit:
                 raise OverloadedError(f"call limit is reached: {self._in_flight:,} of {self.limit:,} calls in flight")
             self._in_flight += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._in_flight -= 1
-                if self._in_flight == 0:
-                    self._changed.notify_all()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Refuse new calls from now on; those inside go on."""
-        with self._changed:
+        with self._lock:
             self._closed = True
 
     def wait_idle(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds until no call is inside; say whether that came true."""
-        with self._changed:
+        with self._lock:
             return self._changed.wait_for(lambda: self._in_flight == 0, timeout)

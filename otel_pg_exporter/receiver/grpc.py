@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import NoReturn
 
 import grpc
@@ -178,7 +177,8 @@ class GrpcServer:
     def _add(self, service: str, take: Callable[[bytes, Hold], bytes]) -> None:
         """Register `service` with its one method, Export; `take` turns a request's body into a response's."""
         method = grpc.stream_unary_rpc_method_handler(functools.partial(self._handle, take))
-        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {"Export": method})])
+        # Not as a generic handler, which gRPC asks for each call whether the method is its own.
+        self._server.add_registered_method_handlers(service, {"Export": method})  # type: ignore[attr-defined] # not in the stubs
 
     def _handle(
         self, take: Callable[[bytes, Hold], bytes], messages: Iterator[bytes], context: grpc.ServicerContext
@@ -206,45 +206,43 @@ class GrpcServer:
         self, take: Callable[[bytes, Hold], bytes], messages: Iterator[bytes], context: grpc.ServicerContext
     ) -> bytes:
         sender, began = context.peer(), time.perf_counter()
-        with (
-            self._gate.enter(),
-            _released_on_error(
-                self._budget.reserve(self._estimates.value(sender), timeout=_ADMISSION_TIMEOUT)
-            ) as reservation,
-        ):
-            with self._bodies.watch(context, functools.partial(self._stalled, sender, reservation)):
-                # A second message is not looked for, as in gRPC's own unary methods: that took another 140 µs a call
-                # where a whole call took 620, and no client's unary stub can send one.
-                body = next(messages, None)
-            self._took(Stage.RECEIVE, time.perf_counter() - began)
-            if body is None:
-                raise UndecodableError("the call brought no message; Export takes exactly one")
-            # Capped, or a body that `max_request_bytes` allows could never be taken under a small budget.
-            size = min(len(body) * _MEMORY_FACTOR, self._budget.largest)
-            self._estimates.learn(sender, size)
-            reservation.correct(size)
+        with self._gate:
+            reservation = self._budget.reserve(self._estimates.value(sender), timeout=_ADMISSION_TIMEOUT)
             try:
-                return take(body, Share(reservation))
-            except ExporterError:
+                body = self._read(messages, context, functools.partial(self._stalled, sender, reservation))
+                self._took(Stage.RECEIVE, time.perf_counter() - began)
+                # Capped, or a body that `max_request_bytes` allows could never be taken under a small budget.
+                size = min(len(body) * _MEMORY_FACTOR, self._budget.largest)
+                self._estimates.learn(sender, size)
+                reservation.correct(size)
+                return self._taken(take, body, Share(reservation))
+            except BaseException:
+                # Who keeps the error keeps the call's frames, and all they hold.
+                reservation.release()
                 raise
-            except Exception as exc:
-                raise self._unexpected.judge(exc, body) from exc
+
+    def _read(self, messages: Iterator[bytes], context: grpc.ServicerContext, stalled: Callable[[], None]) -> bytes:
+        with self._bodies.watch(context, stalled):
+            # A second message is not looked for, as in gRPC's own unary methods: that took another 140 µs a call where
+            # a whole call took 620, and no client's unary stub can send one.
+            body = next(messages, None)
+        if body is None:
+            raise UndecodableError("the call brought no message; Export takes exactly one")
+        return body
+
+    def _taken(self, take: Callable[[bytes, Hold], bytes], body: bytes, hold: Hold) -> bytes:
+        try:
+            return take(body, hold)
+        except ExporterError:
+            raise
+        except Exception as exc:
+            raise self._unexpected.judge(exc, body) from exc
 
     def _stalled(self, sender: str, reservation: Reservation) -> None:
         """Expect little of a body that does not come, or four that stall could use up the budget by their estimates."""
         self._estimates.learn(sender, _LEAST_ESTIMATE)
         if reservation.size > _LEAST_ESTIMATE:
             reservation.correct(_LEAST_ESTIMATE)
-
-
-@contextmanager
-def _released_on_error(reservation: Reservation) -> Iterator[Reservation]:
-    """Give a reservation back when its call fails: who keeps the error keeps the call's frames and all they hold."""
-    try:
-        yield reservation
-    except BaseException:
-        reservation.release()
-        raise
 
 
 def _export(export: Callable[[Signal, bytes, Hold], Outcome], signal: Signal, body: bytes, hold: Hold) -> bytes:

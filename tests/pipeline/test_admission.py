@@ -160,34 +160,33 @@ def test_an_estimate_comes_close_to_sizes_that_repeat() -> None:
 
 def test_the_gate_refuses_calls_above_its_limit_with_both_figures() -> None:
     gate = CallGate(2)
-    with gate.enter(), gate.enter():
+    with gate, gate:
         assert gate.in_flight == 2
-        with pytest.raises(OverloadedError, match="2 of 2 calls in flight"), gate.enter():
+        with pytest.raises(OverloadedError, match="2 of 2 calls in flight"), gate:
             pass
-    with gate.enter():
+    with gate:
         assert gate.in_flight == 1
     assert gate.in_flight == 0
 
 
 def test_a_call_that_raises_leaves_the_gate() -> None:
     gate = CallGate(1)
-    with pytest.raises(KeyError), gate.enter():
+    with pytest.raises(KeyError), gate:
         raise KeyError
     assert gate.in_flight == 0
 
 
 def test_a_closed_gate_refuses_new_calls_and_waits_for_those_inside() -> None:
     gate = CallGate(10)
-    inside = gate.enter()
-    inside.__enter__()
+    gate.__enter__()
     gate.close()
-    with pytest.raises(OverloadedError, match="shutting down: 1 calls are being finished"), gate.enter():
+    with pytest.raises(OverloadedError, match="shutting down: 1 calls are being finished"), gate:
         pass
     assert not gate.wait_idle(0)
     idle: list[bool] = []
     waiter = threading.Thread(target=lambda: idle.append(gate.wait_idle(30)))
     waiter.start()
-    inside.__exit__(None, None, None)
+    gate.__exit__(None, None, None)
     waiter.join()
     assert idle == [True]
 
