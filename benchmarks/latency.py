@@ -35,11 +35,12 @@ _FULL = "full speed"
 _LONGEST = 150.0  # seconds that a run may take, even if it then has fewer requests than wanted
 
 
-def row(name: str, runs: Sequence[Sent]) -> list[str]:
-    """Return the table's row for one share of the capacity."""
+def row(name: str, due: str, runs: Sequence[Sent]) -> list[str]:
+    """Return the table's row for one share of the capacity, `due` being the spans a second that it comes to."""
     return [
         name,
         f"{sum(sent.requests for sent in runs):,}",
+        due,
         f"{median([sent.items_per_second for sent in runs]):,.0f}",
         *(f"{median([sent.latencies[each] for sent in runs]) * 1e3:.1f}" for each in _PERCENTILES),
         f"{max(sent.cpu_share for sent in runs):.2f}",
@@ -63,10 +64,10 @@ def measure(tables: Database, options: argparse.Namespace) -> Sequence[Section]:
             say(f"{name}, round {turn + 1}")
             seconds = max(options.seconds, least)
             runs[name].append(send(receiver, replace(load, rate=rate, seconds=seconds)).sent)
-    header = ["of the capacity", "requests", "spans/s", *(f"{each}, ms" for each in _PERCENTILES)]
-    table = Table(
-        header=[*header, "generator's core", "remarks"], rows=[row(name, of_one) for name, of_one in runs.items()]
-    )
+    header = ["of the capacity", "requests", "due/s", "spans/s", *(f"{each}, ms" for each in _PERCENTILES)]
+    due = {name: f"{capacity * share * options.items:,.0f}" for name, share in shares.items()}
+    rows = [row(name, due.get(name, ""), of_one) for name, of_one in runs.items()]
+    table = Table(header=[*header, "generator's core", "remarks"], rows=rows)
     text = _TEXT.format(**vars(options), capacity=capacity * options.items)
     return [Section(title="", text=text, tables=[table])]
 
