@@ -177,8 +177,7 @@ class GrpcServer:
     def _add(self, service: str, take: Callable[[bytes, Hold], bytes]) -> None:
         """Register `service` with its one method, Export; `take` turns a request's body into a response's."""
         method = grpc.stream_unary_rpc_method_handler(functools.partial(self._handle, take))
-        # Not as a generic handler, which gRPC asks for each call whether the method is its own.
-        self._server.add_registered_method_handlers(service, {"Export": method})  # type: ignore[attr-defined] # not in the stubs
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {"Export": method})])
 
     def _handle(
         self, take: Callable[[bytes, Hold], bytes], messages: Iterator[bytes], context: grpc.ServicerContext
