@@ -18,13 +18,20 @@ class Plan:
 class Rows(Sequence[bytes]):
     @staticmethod
     def join(parts: Sequence[Sequence[bytes]]) -> Rows: ...
-    def order(self) -> tuple[list[int], list[tuple[int, list[int]]]]: ...
+    def order(self) -> tuple[Positions, list[tuple[int, list[int]]]]: ...
     def gather(self, rows: Sequence[int], piece_bytes: int) -> Iterator[bytes]: ...
     def __len__(self) -> int: ...
     @overload
     def __getitem__(self, index: int) -> bytes: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[bytes]: ...
+
+class Positions(Sequence[int]):
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[int]: ...
 
 class Facts(Sequence[SpanFacts]):
     @staticmethod
@@ -44,7 +51,7 @@ class Traces:
 def transcode(
     plan: Plan,
     body: bytes,
-    request_id: bytes,
+    request_id: bytes | None,
     *,
     now_ns: int,
     window: tuple[int, int],
@@ -53,11 +60,12 @@ def transcode(
     hold: Hold | None,
 ) -> (
     tuple[
+        bytes | None,
         Rows,
         Rows,
         Facts,
-        list[int],
-        list[bytes],
+        list[int] | None,
+        Rows,
         dict[bytes, bytes],
         list[int],
         list[tuple[int, str]],

@@ -136,7 +136,6 @@ class RowBatch:
     """
 
     signal: Signal
-    request_id: bytes  # 16 bytes
     received_at: int  # ns since the epoch
     rows: Sequence[bytes]  # int16 field count, then int32 length and bytes per field, in `Table.columns` order
     keys: Sequence[bytes]  # the primary key's fields in binary format, concatenated
@@ -149,6 +148,12 @@ class RowBatch:
     repairs: Mapping[Anomaly, int]  # how many items have each single bit
     size: int  # bytes that the batch holds in memory, for the byte budget
     otlp: Callable[[int], bytes]  # item index to a one-item OTLP export request, for dead letters
+    identify: Callable[[], bytes]  # the request's id; a hash of megabytes, that most requests of spans never need
+
+    @property
+    def request_id(self) -> bytes:
+        """The request's id, 16 bytes: a client's retry has the same."""
+        return self.identify()
 
     @property
     def item_count(self) -> int:

@@ -30,6 +30,7 @@ pub type Hold<'h> = &'h mut dyn FnMut(usize) -> bool;
 /// What is known of a request beside its body.
 #[derive(Clone, Debug)]
 pub struct Receipt {
+    /// All zeros where no row holds it.
     pub request_id: [u8; 16],
     /// Nanoseconds since 1970; from `earliest` to `latest` is the accepted window.
     pub now: u64,
@@ -48,8 +49,7 @@ pub struct Batch {
     pub keys: Packed,
     pub facts: Facts,
     pub items: Vec<usize>,
-    /// Position in `resources` of each row's resource.
-    pub resource_of: Vec<usize>,
+    pub resource_ids: Packed,
     pub resources: Vec<([u8; 16], Vec<u8>)>,
     pub days: BTreeSet<u64>,
     /// Item, and position of its reason in `reasons`.

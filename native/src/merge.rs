@@ -54,14 +54,15 @@ impl Joined<Packed> {
         part.get(index)
     }
 
-    /// How many of these rows make a piece of about `bytes` bytes, and how many bytes they have.
+    /// How many of these rows make a piece of at most `bytes` bytes, and how many bytes they have; one row always does.
     pub fn piece(&self, rows: &[usize], bytes: usize) -> (usize, usize) {
         let mut size = 0;
         for (count, row) in rows.iter().enumerate() {
-            if size >= bytes {
+            let more = self.get(*row).map_or(0, <[u8]>::len);
+            if count > 0 && size + more > bytes {
                 return (count, size);
             }
-            size += self.get(*row).map_or(0, <[u8]>::len);
+            size += more;
         }
         (rows.len(), size)
     }
@@ -153,7 +154,8 @@ mod tests {
     fn rows_are_gathered_in_pieces() {
         let rows = joined(&[&["one"], &["two", "three"]]);
         assert_eq!(rows.piece(&[2, 0, 1], 4), (1, 5));
-        assert_eq!(rows.piece(&[0, 1, 2], 4), (2, 6));
+        assert_eq!(rows.piece(&[0, 1, 2], 5), (1, 3));
+        assert_eq!(rows.piece(&[0, 1, 2], 6), (2, 6));
         assert_eq!(rows.piece(&[], 4), (0, 0));
         let mut buffer = vec![0; 8];
         rows.gather(&[2, 0], &mut buffer);

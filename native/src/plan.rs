@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use foldhash::fast::FixedState;
 
 use crate::copy;
-use crate::fields::{LOG_FIELDS, SPAN_FIELDS};
+use crate::fields::{LOG_FIELDS, RESOURCE_FIELDS, SCOPE_FIELDS, SPAN_FIELDS};
 use crate::json::{anomaly, repair};
 use crate::packed::Packed;
 use crate::values::{Map, Value};
@@ -20,6 +20,13 @@ pub enum Signal {
 }
 
 impl Signal {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Traces => "traces",
+            Self::Logs => "logs",
+        }
+    }
+
     /// How many fields an item has before its picks.
     pub fn item_fields(self) -> usize {
         match self {
@@ -228,6 +235,14 @@ impl RowPlan {
             picks_by_key,
             always_picked,
         }
+    }
+
+    /// Whether a row holds something of the request, which is its id.
+    pub fn has_request(&self) -> bool {
+        let picks = self.item_picks.iter().chain(&self.shared_picks);
+        let mut columns = self.columns.iter().chain(&self.key);
+        picks.flat_map(|pick| &pick.sources).any(|source| source.origin == Origin::Request)
+            || columns.any(|place| matches!(place, Place::Shared(index) if *index == SCOPE_FIELDS + RESOURCE_FIELDS))
     }
 
     /// Append an item's picks; most have no attribute of theirs and are NULL without a search.

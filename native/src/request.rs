@@ -1,5 +1,9 @@
 //! A request, walked from its resources down to its items.
 
+use blake2::Blake2b;
+use blake2::digest::Digest;
+use blake2::digest::consts::U16;
+
 use crate::batch::{Batch, Hold, Receipt, Result};
 use crate::messages::{LogRecord, Resource, Scope, Span};
 use crate::plan::{Plan, Signal};
@@ -29,7 +33,7 @@ pub struct Limits {
 /// Make rows of an OTLP export request.
 ///
 /// Each field of the request's frame costs one of `limits.parts`. Whatever might exceed a limit is left to the
-/// reference, which reckons exactly.
+/// reference, which reckons exactly. `hold` hears of the growth; the batch's final size is the caller's to tell.
 pub fn transcode(plan: &Plan, body: &[u8], receipt: &Receipt, limits: Limits, hold: Hold<'_>) -> Result<Batch> {
     let mut tell = |size: usize| hold(body.len() + size);
     let builder = Builder::new(plan, receipt, body.len() + body.len() / 4, &mut tell);
@@ -50,7 +54,12 @@ pub fn transcode(plan: &Plan, body: &[u8], receipt: &Receipt, limits: Limits, ho
             _ => {}
         }
     }
-    walk.builder.finish(body.len())
+    Ok(walk.builder.finish(body.len()))
+}
+
+/// Return the id of a request that came without one.
+pub fn identify(signal: Signal, body: &[u8]) -> [u8; 16] {
+    Blake2b::<U16>::new().chain_update(signal.name()).chain_update(body).finalize().into()
 }
 
 struct Walk<'p, 'a> {

@@ -1,6 +1,6 @@
 //! The row builder: takes items as they are read, and makes the batch.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::batch::{Batch, Halt, Hold, Receipt, Result};
 use crate::copy::{self, pg_time};
@@ -46,8 +46,8 @@ pub struct Shared<'r, 'a> {
     attributes: Map<'a>,
     fields: Packed,
     anomalies: u32,
-    /// Position in `Batch::resources`, once a row refers to it.
-    place: Option<usize>,
+    /// Whether a row refers to the resource, which is then among `Batch::resources`.
+    entered: bool,
     /// Position in `Facts::services`.
     service: usize,
 }
@@ -80,9 +80,9 @@ pub struct Builder<'p> {
     receipt: &'p Receipt,
     hold: Hold<'p>,
     batch: Batch,
-    resource_places: HashMap<[u8; 16], usize>, // in `Batch::resources`
-    reason_places: HashMap<String, usize>,     // in `Batch::reasons`
-    told: usize,                               // the size that `hold` knows of
+    entered: HashSet<[u8; 16]>,            // the ids in `Batch::resources`
+    reason_places: HashMap<String, usize>, // in `Batch::reasons`
+    told: usize,                           // the size that `hold` knows of
     // Buffers of one item.
     fields: Packed,
     picks: Packed,
@@ -98,7 +98,7 @@ impl<'p> Builder<'p> {
             receipt,
             hold,
             batch: Batch { rows: Packed::with_capacity(expected), facts, ..Batch::default() },
-            resource_places: HashMap::new(),
+            entered: HashSet::new(),
             reason_places: HashMap::new(),
             told: 0,
             fields: Packed::default(),
@@ -164,7 +164,7 @@ impl<'p> Builder<'p> {
             attributes: scope.attributes,
             fields,
             anomalies,
-            place: None,
+            entered: false,
             service: self.batch.facts.services.len().saturating_sub(1),
         })
     }
@@ -204,10 +204,10 @@ impl<'p> Builder<'p> {
         self.append(item, anomalies, &record.attributes, shared)
     }
 
-    pub fn finish(mut self, held: usize) -> Result<Batch> {
-        self.tell()?;
+    /// Return the batch, of whose size the caller tells `hold`; `held` is what it keeps alive beside its rows.
+    pub fn finish(mut self, held: usize) -> Batch {
         self.batch.size += held;
-        Ok(self.batch)
+        self.batch
     }
 
     fn reject(&mut self, item: usize, reason: String) -> Result<()> {
@@ -257,15 +257,14 @@ impl<'p> Builder<'p> {
         row.extend_from_slice(&plan.header);
         write(&plan.columns, [&self.fields, &self.picks, &shared.fields], row);
         self.batch.rows.close();
-        let place = match shared.place {
-            Some(place) => place,
-            None => self.enter(shared),
-        };
+        if !shared.entered {
+            self.enter(shared);
+        }
         for (bit, count) in self.batch.repairs.iter_mut().enumerate() {
             *count += (anomalies >> bit & 1) as usize;
         }
         self.batch.items.push(item);
-        self.batch.resource_of.push(place);
+        self.batch.resource_ids.push(&shared.resource_id);
         let overhead = match self.plan.signal {
             Signal::Traces => SPAN_OVERHEAD,
             Signal::Logs => LOG_OVERHEAD,
@@ -274,14 +273,12 @@ impl<'p> Builder<'p> {
     }
 
     /// Enter a resource to which a row refers for the first time.
-    fn enter(&mut self, shared: &mut Shared<'_, '_>) -> usize {
-        let place = *self.resource_places.entry(shared.resource_id).or_insert_with(|| {
+    fn enter(&mut self, shared: &mut Shared<'_, '_>) {
+        shared.entered = true;
+        if self.entered.insert(shared.resource_id) {
             self.batch.resources.push((shared.resource_id, shared.resource.row.clone()));
             self.batch.size += shared.resource.row.len() + RESOURCE;
-            self.batch.resources.len() - 1
-        });
-        shared.place = Some(place);
-        place
+        }
     }
 
     fn keep_facts(&mut self, span: &Span<'_>, shared: &Shared<'_, '_>) -> Read<()> {
@@ -313,10 +310,9 @@ impl<'p> Builder<'p> {
 
     fn grow(&mut self, size: usize) -> Result<()> {
         self.batch.size += size;
-        if self.batch.size - self.told >= STEP { self.tell() } else { Ok(()) }
-    }
-
-    fn tell(&mut self) -> Result<()> {
+        if self.batch.size - self.told < STEP {
+            return Ok(());
+        }
         self.told = self.batch.size;
         if (self.hold)(self.told) { Ok(()) } else { Err(Halt::Refused) }
     }

@@ -6,6 +6,7 @@ A row is named by its position in the merged batch, a plain int.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import cached_property
 from itertools import chain, repeat
 from typing import TypeVar
 
@@ -27,16 +28,30 @@ class Merged:
         self.rows = _joined([batch.rows for batch in batches])
         self.keys = _joined([batch.keys for batch in batches])
         self.facts = _joined_facts([batch.facts for batch in batches])
-        self.resource_ids: list[bytes] = _concatenated(batch.resource_ids for batch in batches)
-        self.owners: list[int] = _concatenated(repeat(i, len(batch.rows)) for i, batch in enumerate(batches))
-        self.items: list[int] = _concatenated(batch.items for batch in batches)
         self.resources: dict[bytes, bytes] = dict(chain.from_iterable(batch.resources.items() for batch in batches))
         self.days: frozenset[int] = frozenset().union(*(batch.days for batch in batches))
-        self.survivors = list(range(len(self.rows)))
+        self.survivors: Sequence[int] = range(len(self.rows))
         self.doubles: dict[int, list[int]] = {}  # survivor to the other rows with its key
         if self.keys:
             self.survivors, self.doubles = in_key_order(self.keys)
         self._group_of: dict[int, int] | None = None  # double to survivor, made when first asked for
+
+    # These hold an object a row, and are made when something went wrong.
+
+    @cached_property
+    def resource_ids(self) -> list[bytes]:
+        """The resource of each row."""
+        return _concatenated(batch.resource_ids for batch in self.batches)
+
+    @cached_property
+    def owners(self) -> list[int]:
+        """The index of the request that brought each row."""
+        return _concatenated(repeat(index, len(batch.rows)) for index, batch in enumerate(self.batches))
+
+    @cached_property
+    def items(self) -> list[int]:
+        """Which item of its request each row is."""
+        return _concatenated(batch.items for batch in self.batches)
 
     def alternatives(self, row: int) -> list[int]:
         """List all rows that share `row`'s key, in the order in which they may take each other's place."""
@@ -53,7 +68,7 @@ class Merged:
         return total
 
 
-def in_key_order(keys: Sequence[bytes]) -> tuple[list[int], dict[int, list[int]]]:
+def in_key_order(keys: Sequence[bytes]) -> tuple[Sequence[int], dict[int, list[int]]]:
     """Return one row a key, in key order, and for those that have any the other rows with their key."""
     if extension is not None and isinstance(keys, extension.Rows):
         rows, others = keys.order()
@@ -74,12 +89,17 @@ class Tally:
 
     def __init__(self, merged: Merged) -> None:
         self._merged = merged
-        self.stored: list[int] = []
+        self._stored: list[Sequence[int]] = []  # in the pieces in which they were stored
         self.rejected: dict[int, Rejection] = {}
         self.replayed: dict[int, Outcome] = {}  # index of a request that was committed before, to its answer
         self.coalesced: dict[int, int] = {}  # index of a request to that of an equal one in the same batch
 
-    def candidates(self) -> list[int]:
+    @property
+    def stored(self) -> Sequence[int]:
+        """The rows that are stored."""
+        return self._stored[0] if len(self._stored) == 1 else _concatenated(self._stored)
+
+    def candidates(self) -> Sequence[int]:
         """List one row a key that may still be stored, in the order of locks."""
         merged = self._merged
         if not (self.rejected or self.replayed or self.coalesced):
@@ -92,13 +112,13 @@ class Tally:
         )
         return [row for row in chosen if row is not None]
 
-    def store(self, candidates: Iterable[int], inserted: AbstractSet[bytes] | None = None) -> None:
+    def store(self, candidates: Sequence[int], inserted: AbstractSet[bytes] | None = None) -> None:
         """Note that of `candidates` those with an `inserted` key are stored; None: all of them."""
         if inserted is None:
-            self.stored.extend(candidates)
+            self._stored.append(candidates)
         else:
             keys = self._merged.keys
-            self.stored.extend(row for row in candidates if keys[row] in inserted)
+            self._stored.append([row for row in candidates if keys[row] in inserted])
 
     def reject(self, row: int, reason: str, sqlstate: str | None) -> None:
         """Note that PostgreSQL refuses one row."""
@@ -123,7 +143,7 @@ class Tally:
 
     def _own_outcomes(self) -> list[Outcome]:
         merged = self._merged
-        stored = Counter(merged.owners[row] for row in self.stored)
+        stored = self._stored_of_each()
         conflicts = Counter(
             merged.owners[double]
             for survivor, doubles in merged.doubles.items()
@@ -146,6 +166,13 @@ class Tally:
                 )
             )
         return answers
+
+    def _stored_of_each(self) -> Mapping[int, int]:
+        """Count what is stored of each request; mostly that is all."""
+        merged, stored = self._merged, self.stored
+        if len(stored) == len(merged.rows):
+            return {index: len(batch.rows) for index, batch in enumerate(merged.batches)}
+        return Counter(merged.owners[row] for row in stored)
 
 
 def _joined(parts: Sequence[Sequence[bytes]]) -> Sequence[bytes]:

@@ -5,6 +5,7 @@ What the core finds odd it leaves to the reference, the whole request: see `nati
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache, partial
 
 from otel_pg_exporter import _native
 from otel_pg_exporter.mapping import FIELDS, Mapping
@@ -47,8 +48,6 @@ def transcode(
     """Make rows of an OTLP export request, as `wire.transcode` does. Raises what that raises."""
     if not isinstance(plan, NativePlan):
         raise TypeError("the plan was not compiled for the native core")
-    if request_id is None:
-        request_id = wire.identify(plan.signal, body)
     batch = attempt(plan, body, request_id, now_ns=now_ns, hold=hold, limits=limits)
     if batch is None:
         return wire.transcode(plan, body, now_ns=now_ns, request_id=request_id, hold=hold, limits=limits)
@@ -56,7 +55,7 @@ def transcode(
 
 
 def attempt(
-    plan: NativePlan, body: bytes, request_id: bytes, *, now_ns: int, hold: Hold, limits: Limits
+    plan: NativePlan, body: bytes, request_id: bytes | None, *, now_ns: int, hold: Hold, limits: Limits
 ) -> RowBatch | None:
     """Make rows, if the native core can."""
     made = _native.transcode(
@@ -71,15 +70,14 @@ def attempt(
     )
     if made is None:
         return None
-    row_data, keys, facts, items, resource_ids, resources, days, rejected, repairs, size = made
+    request_id, row_data, keys, facts, items, resource_ids, resources, days, rejected, repairs, size = made
     return RowBatch(
         signal=plan.signal,
-        request_id=request_id,
         received_at=now_ns,
         rows=row_data,
         keys=keys,
         facts=facts,
-        items=items,
+        items=range(len(row_data)) if items is None else items,
         resource_ids=resource_ids,
         resources=resources,
         days=frozenset(days),
@@ -87,6 +85,7 @@ def attempt(
         repairs={Anomaly(1 << bit): count for bit, count in enumerate(repairs) if count},
         size=size,
         otlp=OneItemRequests(body, hold),
+        identify=cache(partial(wire.identify, plan.signal, body)) if request_id is None else lambda: request_id,
     )
 
 

@@ -188,10 +188,10 @@ class RowBuilder:
     def finish(self, *, otlp: Callable[[int], bytes], held: int) -> RowBatch:
         """Return the batch; `held` is how many bytes `otlp` keeps alive."""
         self._hold(self._size)
+        request_id = self._request_id
         repairs = {bit: sum(n for mask, n in self._anomalies.items() if mask & bit) for bit in Anomaly}
         return RowBatch(
             signal=self._plan.signal,
-            request_id=self._request_id,
             received_at=self._now,
             rows=self._rows,
             keys=self._keys,
@@ -204,6 +204,7 @@ class RowBuilder:
             repairs={bit: count for bit, count in repairs.items() if count},
             size=self._size + held,
             otlp=otlp,
+            identify=lambda: request_id,
         )
 
     def _locate(self, time: int) -> int:

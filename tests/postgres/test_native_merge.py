@@ -72,10 +72,21 @@ def test_an_index_beyond_the_end_is_an_error() -> None:
 
 
 def test_a_large_copy_comes_in_pieces() -> None:
-    rows = extension.Rows.join([[b"x" * 300_000] * 10])
+    whole = [b"x" * 50_000] * 5 + [b"x" * 300_000, b"x"]
 
-    pieces = [len(piece) for piece in copy_data(rows, range(10))]
-    assert pieces == [19, 1_200_000, 1_200_000, 600_000, 2]
+    for rows in (whole, extension.Rows.join([whole])):
+        pieces = [len(piece) for piece in copy_data(rows, range(7))]
+        assert pieces == [19, 100_000, 100_000, 50_000, 300_000, 1, 2]
+
+
+@given(st.lists(st.binary(min_size=1, max_size=20), max_size=30, unique=True), st.integers(-3, 3).filter(bool))
+def test_the_rows_of_a_copy_may_be_named_in_any_way(whole: list[bytes], step: int) -> None:
+    rows: Any = extension.Rows.join([whole])
+    order, _ = in_key_order(rows)
+
+    assert [rows[row] for row in order] == sorted(whole)
+    for chosen in (order, order[::step], range(len(whole)), range(len(whole))[::step]):
+        assert b"".join(copy_data(rows, chosen)) == b"".join(copy_data(whole, list(chosen)))
 
 
 @given(st.lists(facts, max_size=30), places, st.data())

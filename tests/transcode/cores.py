@@ -11,6 +11,7 @@ from otel_pg_exporter.transcode import extension, wire
 from tests.transcode.support import NOW
 
 _SEQUENCES = ("rows", "keys", "facts", "items", "resource_ids", "rejected")
+_CALLABLES = ("otlp", "identify")
 _CUT_OUT = 20  # items of a request that are cut out
 
 
@@ -29,6 +30,10 @@ def _said(transcode: Callable[..., RowBatch], plan: Any, body: bytes, **options:
         batch = transcode(plan, body, now_ns=NOW, **options)
     except ExporterError as exc:
         return type(exc), str(exc)
-    said = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    plain = {name: list(said[name]) for name in _SEQUENCES}
-    return {**said, **plain, "otlp": [batch.otlp(item) for item in range(min(batch.item_count, _CUT_OUT))]}
+    return {**plain(batch), "otlp": [batch.otlp(item) for item in range(min(batch.item_count, _CUT_OUT))]}
+
+
+def plain(batch: RowBatch) -> dict[str, Any]:
+    """Return all that a batch holds but `otlp`, in values that compare alike whichever core made them."""
+    found = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name not in _CALLABLES}
+    return {**found, **{name: list(found[name]) for name in _SEQUENCES}, "request_id": batch.request_id}

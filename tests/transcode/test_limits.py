@@ -5,7 +5,6 @@ import gc
 import os
 import threading
 import weakref
-from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from otel_pg_exporter.transcode.limits import DECODING, Limits, Turns
 from otel_pg_exporter.transcode.protobuf_wire import delimited
 from tests.frames import item_frame, resource_frame, scope_frame
 from tests.support import wait_until
+from tests.transcode.cores import plain
 from tests.transcode.support import NOW, log_request, plan, span, traces
 from tests.transcode.test_every_field import full
 
@@ -42,8 +42,7 @@ def content(signal: Signal, body: bytes, limits: Limits) -> dict[str, Any] | str
         batch = transcode(plan(signal), body, now_ns=NOW, limits=limits)
     except (TooLargeError, UndecodableError) as exc:
         return str(exc)
-    found = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return {**found, "otlp": [batch.otlp(index) for index in range(batch.item_count)]}
+    return {**plain(batch), "otlp": [batch.otlp(index) for index in range(batch.item_count)]}
 
 
 ODD = [

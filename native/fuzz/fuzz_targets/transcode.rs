@@ -40,8 +40,9 @@ fn plan(signal: Signal) -> Plan {
 
 fn check(plan: &Plan, batch: Batch) {
     let count = batch.rows.len();
-    assert_eq!((batch.items.len(), batch.resource_of.len()), (count, count));
-    assert!(batch.resource_of.iter().all(|place| *place < batch.resources.len()));
+    assert_eq!((batch.items.len(), batch.resource_ids.len()), (count, count));
+    let known: BTreeSet<_> = batch.resources.iter().map(|(id, _)| &id[..]).collect();
+    assert!(batch.resource_ids.iter().all(|id| known.contains(id)));
     let items: BTreeSet<usize> = batch.items.iter().chain(batch.rejected.iter().map(|(item, _)| item)).copied().collect();
     assert_eq!(items.len(), count + batch.rejected.len());
     assert!(items.iter().copied().eq(0..items.len()));

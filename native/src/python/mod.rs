@@ -15,13 +15,13 @@ use crate::batch::{Batch, Halt, Receipt};
 use crate::fields::{LOG_FIELDS, REQUEST_FIELDS, RESOURCE_FIELDS, SCOPE_FIELDS, SPAN_FIELDS};
 use crate::request::{self, Limits};
 use plan::PyPlan;
-use sequences::{PyFacts, PyRows, out_of_range};
+use sequences::{PyFacts, PyPositions, PyRows, out_of_range};
 use traces::PyTraces;
 
 /// Make rows of an OTLP export request; `None` when the reference must see to it.
 ///
-/// Returns rows, keys, facts, items, resource ids, resources, days, rejected items with their reasons, how many items
-/// have each anomaly bit, and the size.
+/// Returns the request's id where it was given or rows hold it, rows, keys, facts, items where some were rejected,
+/// resource ids, resources, days, rejected items with their reasons, how many items have each anomaly bit, and the size.
 #[pyfunction]
 #[pyo3(signature = (plan, body, request_id, *, now_ns, window, limits, room, hold))]
 #[expect(clippy::too_many_arguments, reason = "Python names them")]
@@ -29,7 +29,7 @@ fn transcode<'py>(
     py: Python<'py>,
     plan: &Bound<'py, PyPlan>,
     body: &Bound<'py, PyBytes>,
-    request_id: [u8; 16],
+    request_id: Option<[u8; 16]>,
     now_ns: u64,
     window: (i128, i128),
     limits: (usize, usize, usize),
@@ -38,7 +38,6 @@ fn transcode<'py>(
 ) -> PyResult<Option<Bound<'py, PyTuple>>> {
     let (earliest, latest) = window;
     let (max_batch_bytes, max_shared_bytes) = room;
-    let receipt = Receipt { request_id, now: now_ns, earliest, latest, max_batch_bytes, max_shared_bytes };
     let (parts, fields, text_bytes) = limits;
     let limits = Limits { parts, fields, text_bytes };
     let (plan, body) = (&plan.get().0, body.as_bytes());
@@ -49,40 +48,44 @@ fn transcode<'py>(
         Some(hold) => Python::attach(|py| hold.call1(py, (size,))).map_err(|error| refused = Some(error)).is_ok(),
     };
     // A panic would be a bug. The reference then serves the request, and the panic's message is on stderr.
-    let result = py.detach(|| {
-        catch_unwind(AssertUnwindSafe(|| request::transcode(plan, body, &receipt, limits, &mut tell)))
-            .unwrap_or(Err(Halt::Unusual))
-    });
+    let mut work = || {
+        let request_id = request_id.or_else(|| plan.rows.has_request().then(|| request::identify(plan.signal, body)));
+        let zeros = request_id.unwrap_or_default();
+        let receipt = Receipt { request_id: zeros, now: now_ns, earliest, latest, max_batch_bytes, max_shared_bytes };
+        Ok((request_id, request::transcode(plan, body, &receipt, limits, &mut tell)?))
+    };
+    let result = py.detach(|| catch_unwind(AssertUnwindSafe(&mut work)).unwrap_or(Err(Halt::Unusual)));
     match (result, refused) {
-        (Ok(batch), _) => to_python(py, batch).map(Some),
+        (Ok((request_id, batch)), _) => {
+            // The last call, here instead of inside: to take the GIL again is what costs most about it.
+            if let Some(hold) = &hold {
+                hold.call1(py, (batch.size,))?;
+            }
+            to_python(py, request_id, batch).map(Some)
+        }
         (Err(_), Some(error)) => Err(error),
         (Err(_), None) => Ok(None),
     }
 }
 
-fn to_python(py: Python<'_>, batch: Batch) -> PyResult<Bound<'_, PyTuple>> {
+fn to_python(py: Python<'_>, request_id: Option<[u8; 16]>, batch: Batch) -> PyResult<Bound<'_, PyTuple>> {
     let resources = PyDict::new(py);
-    let mut ids = Vec::with_capacity(batch.resources.len());
     for (id, row) in &batch.resources {
-        let id = PyBytes::new(py, id);
-        resources.set_item(&id, PyBytes::new(py, row))?;
-        ids.push(id);
-    }
-    let resource_ids = PyList::empty(py);
-    for place in batch.resource_of {
-        resource_ids.append(ids.get(place).ok_or_else(out_of_range)?)?;
+        resources.set_item(PyBytes::new(py, id), PyBytes::new(py, row))?;
     }
     let reasons: Vec<_> = batch.reasons.iter().map(|reason| PyString::new(py, reason)).collect();
+    let items = if batch.rejected.is_empty() { None } else { Some(batch.items) };
     let rejected = PyList::empty(py);
     for (item, place) in batch.rejected {
         rejected.append((item, reasons.get(place).ok_or_else(out_of_range)?))?;
     }
     (
+        request_id.map(|id| PyBytes::new(py, &id)),
         PyRows::from(batch.rows),
         PyRows::from(batch.keys),
         PyFacts::from(batch.facts),
-        PyList::new(py, batch.items)?,
-        resource_ids,
+        items,
+        PyRows::from(batch.resource_ids),
         resources,
         PyList::new(py, batch.days)?,
         rejected,
@@ -101,7 +104,7 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use super::{PyFacts, PyPlan, PyRows, PyTraces, transcode};
+    use super::{PyFacts, PyPlan, PyPositions, PyRows, PyTraces, transcode};
 
     /// How many fields each message has; they must be those of `mapping.FIELDS`.
     #[pymodule_init]
@@ -115,6 +118,7 @@ mod _native {
         ];
         module.add("FIELDS", std::collections::BTreeMap::from(counts))?;
         PySequence::register::<PyRows>(module.py())?;
+        PySequence::register::<PyPositions>(module.py())?;
         PySequence::register::<PyFacts>(module.py())
     }
 }

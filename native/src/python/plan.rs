@@ -19,11 +19,10 @@ pub struct PyPlan(pub Plan);
 impl PyPlan {
     #[new]
     fn new(signal: &str, rows: RowArguments, resources: RowArguments) -> PyResult<Self> {
-        let signal = match signal {
-            "traces" => Signal::Traces,
-            "logs" => Signal::Logs,
-            _ => return Err(PyValueError::new_err(format!("no such signal: {signal}"))),
-        };
+        let signal = [Signal::Traces, Signal::Logs]
+            .into_iter()
+            .find(|known| known.name() == signal)
+            .ok_or_else(|| PyValueError::new_err(format!("no such signal: {signal}")))?;
         Ok(Self(Plan { signal, rows: row_plan(signal.item_fields(), rows)?, resources: row_plan(0, resources)? }))
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyList, PySlice, PyTuple};
+use pyo3::types::{PyBytes, PyList, PyRange, PyRangeMethods, PySlice, PyTuple};
 
 use crate::facts::{Fact, Facts};
 use crate::merge::Joined;
@@ -49,14 +49,14 @@ impl PyRows {
     }
 
     /// Return one row a key, in key order, and which other rows have the key of each.
-    fn order(&self, py: Python<'_>) -> (Vec<usize>, Vec<(usize, Vec<usize>)>) {
+    fn order(&self, py: Python<'_>) -> (PyPositions, Vec<(usize, Vec<usize>)>) {
         let order = py.detach(|| self.0.order());
-        (order.survivors, order.doubles)
+        (PyPositions(order.survivors.into()), order.doubles)
     }
 
-    /// Put rows behind one another, in pieces of about so many bytes.
-    fn gather(&self, rows: Vec<usize>, piece_bytes: usize) -> PyPieces {
-        PyPieces { of: self.0.clone(), rows, piece_bytes, next: 0 }
+    /// Put rows behind one another, in pieces of at most so many bytes; a larger row is a piece of its own.
+    fn gather(&self, rows: Chosen<'_>, piece_bytes: usize) -> PyResult<PyPieces> {
+        Ok(PyPieces { of: self.0.clone(), rows: rows.positions()?, piece_bytes, next: 0 })
     }
 
     fn __len__(&self) -> usize {
@@ -74,11 +74,54 @@ impl PyRows {
     }
 }
 
+/// Positions of rows: a `Sequence[int]` without an object for each.
+#[pyclass(frozen, sequence, name = "Positions", module = "otel_pg_exporter._native")]
+pub struct PyPositions(Arc<[usize]>);
+
+#[pymethods]
+impl PyPositions {
+    fn __len__(&self) -> usize {
+        self.0.len()
+    }
+
+    fn __getitem__<'py>(&self, py: Python<'py>, index: Index<'py>) -> PyResult<Bound<'py, PyAny>> {
+        get(py, index, self.0.len(), |index| {
+            let position = self.0.get(index).ok_or_else(out_of_range)?;
+            Ok(position.into_pyobject(py)?.into_any())
+        })
+    }
+
+    fn __eq__(slf: &Bound<'_, Self>, other: &Bound<'_, PyAny>) -> PyResult<bool> {
+        equal(slf.as_any(), other)
+    }
+}
+
+/// Which rows Python means.
+#[derive(FromPyObject)]
+pub enum Chosen<'py> {
+    Positions(Bound<'py, PyPositions>),
+    Range(Bound<'py, PyRange>),
+    Many(Vec<usize>),
+}
+
+impl Chosen<'_> {
+    pub fn positions(self) -> PyResult<Arc<[usize]>> {
+        Ok(match self {
+            Self::Positions(positions) => positions.get().0.clone(),
+            Self::Range(range) if range.step()? == 1 => {
+                (usize::try_from(range.start()?)?..usize::try_from(range.stop()?)?).collect()
+            }
+            Self::Range(range) => range.extract::<Vec<usize>>()?.into(),
+            Self::Many(positions) => positions.into(),
+        })
+    }
+}
+
 /// Rows behind one another: an `Iterator[bytes]`.
 #[pyclass(name = "Pieces", module = "otel_pg_exporter._native")]
 pub struct PyPieces {
     of: Joined<Packed>,
-    rows: Vec<usize>,
+    rows: Arc<[usize]>,
     piece_bytes: usize,
     next: usize,
 }

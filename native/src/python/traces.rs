@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::sequences::PyFacts;
+use super::sequences::{Chosen, PyFacts};
 use crate::traces::Traces;
 
 /// What a batch of spans adds to `traces`.
@@ -14,9 +14,9 @@ pub struct PyTraces(Traces);
 impl PyTraces {
     /// Sum up the spans of these rows.
     #[new]
-    fn new(py: Python<'_>, facts: &Bound<'_, PyFacts>, rows: Vec<usize>) -> Self {
-        let facts = &facts.get().0;
-        Self(py.detach(|| Traces::of(facts, &rows)))
+    fn new(py: Python<'_>, facts: &Bound<'_, PyFacts>, rows: Chosen<'_>) -> PyResult<Self> {
+        let (facts, rows) = (&facts.get().0, rows.positions()?);
+        Ok(Self(py.detach(|| Traces::of(facts, &rows))))
     }
 
     /// The ids of all traces, sorted.
