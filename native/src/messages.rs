@@ -273,7 +273,9 @@ impl<'a> LogRecord<'a> {
             }
         }
         if let Some(message) = body {
-            self.body = Some(reader.value(message, ITEM_LEVEL + 1)?).filter(|value| !matches!(value, Value::Null));
+            let mut value = Value::Null;
+            reader.value(message, ITEM_LEVEL + 1, &mut value)?;
+            self.body = Some(value).filter(|value| !matches!(value, Value::Null));
         }
         reader.finish(&mut self.attributes);
         self.duplicate_key = reader.duplicate_key;

@@ -1,5 +1,7 @@
 //! Many byte strings in one buffer: rows, keys, or the fields of one row.
 
+use std::ops::Range;
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Packed {
     data: Vec<u8>,
@@ -31,11 +33,14 @@ impl Packed {
 
     #[inline]
     pub fn get(&self, index: usize) -> Option<&[u8]> {
-        let start = match index.checked_sub(1) {
-            None => 0,
-            Some(before) => *self.ends.get(before)?,
-        };
-        self.data.get(start..*self.ends.get(index)?)
+        self.run(index..index.checked_add(1)?)
+    }
+
+    /// Byte strings that follow one another, behind one another.
+    #[inline]
+    pub fn run(&self, indices: Range<usize>) -> Option<&[u8]> {
+        let end_of = |count: usize| if count == 0 { Some(0) } else { self.ends.get(count - 1).copied() };
+        self.data.get(end_of(indices.start)?..end_of(indices.end)?)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
@@ -81,5 +86,6 @@ mod tests {
         packed.push(b"three");
         assert_eq!(packed.iter().collect::<Vec<_>>(), [&b"one"[..], b"", b"three"]);
         assert_eq!((packed.len(), packed.total(), packed.get(3)), (3, 8, None));
+        assert_eq!([packed.run(0..2), packed.run(1..3), packed.run(2..4)], [Some(&b"one"[..]), Some(b"three"), None]);
     }
 }

@@ -159,17 +159,46 @@ impl Pick {
 }
 
 /// Where a column's field stands.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     Field(usize),
     Pick(usize),
     Shared(usize),
 }
 
+impl Place {
+    fn after(self, count: usize) -> Self {
+        match self {
+            Self::Field(index) => Self::Field(index + count),
+            Self::Pick(index) => Self::Pick(index + count),
+            Self::Shared(index) => Self::Shared(index + count),
+        }
+    }
+}
+
+/// Fields that follow one another in the row as they do in their part of the vector.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    pub first: Place,
+    pub count: usize,
+}
+
+fn runs(places: &[Place]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for &place in places {
+        match runs.last_mut() {
+            Some(run) if run.first.after(run.count) == place => run.count += 1,
+            _ => runs.push(Run { first: place, count: 1 }),
+        }
+    }
+    runs
+}
+
 /// How one table's rows are made.
 pub struct RowPlan {
     pub header: [u8; 2],
-    pub columns: Vec<Place>,
+    /// The columns' places, those that follow one another as one.
+    pub columns: Vec<Run>,
     pub key: Vec<Place>,
     pub sums: Vec<Place>,
     pub item_picks: Vec<Pick>,
@@ -226,7 +255,7 @@ impl RowPlan {
         }
         Self {
             header: (positions.columns.len() as u16).to_be_bytes(),
-            columns: places(&positions.columns),
+            columns: runs(&places(&positions.columns)),
             key: places(&positions.key),
             sums: places(&positions.sums),
             item_picks,
@@ -240,9 +269,9 @@ impl RowPlan {
     /// Whether a row holds something of the request, which is its id.
     pub fn has_request(&self) -> bool {
         let picks = self.item_picks.iter().chain(&self.shared_picks);
-        let mut columns = self.columns.iter().chain(&self.key);
+        let mut columns = self.columns.iter().flat_map(|run| (0..run.count).map(|index| run.first.after(index)));
         picks.flat_map(|pick| &pick.sources).any(|source| source.origin == Origin::Request)
-            || columns.any(|place| matches!(place, Place::Shared(index) if *index == SCOPE_FIELDS + RESOURCE_FIELDS))
+            || columns.any(|place| place == Place::Shared(SCOPE_FIELDS + RESOURCE_FIELDS))
     }
 
     /// Append an item's picks; most have no attribute of theirs and are NULL without a search.

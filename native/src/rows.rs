@@ -9,7 +9,7 @@ use crate::fields::{self, RESOURCE_FIELDS, SCOPE_FIELDS, SPAN_ID_BYTES, TRACE_ID
 use crate::json::{anomaly, repair};
 use crate::messages::{LogRecord, Resource, Scope, Span};
 use crate::packed::Packed;
-use crate::plan::{Message, Messages, Place, Plan, RowPlan, Signal};
+use crate::plan::{Message, Messages, Place, Plan, RowPlan, Run, Signal};
 use crate::values::Map;
 use crate::wire::{Result as Read, Unusual};
 
@@ -125,7 +125,7 @@ impl<'p> Builder<'p> {
             fields.push(pick);
         }
         let mut row = plan.header.to_vec();
-        write(&plan.columns, [&Packed::default(), &Packed::default(), &fields], &mut row);
+        write(&plan.columns, [&Packed::default(), &Packed::default(), &fields], &mut row)?;
         Ok(EncodedResource { attributes: resource.attributes, fields, anomalies, row })
     }
 
@@ -255,7 +255,7 @@ impl<'p> Builder<'p> {
         let before = self.batch.rows.total();
         let row = self.batch.rows.open();
         row.extend_from_slice(&plan.header);
-        write(&plan.columns, [&self.fields, &self.picks, &shared.fields], row);
+        write(&plan.columns, [&self.fields, &self.picks, &shared.fields], row)?;
         self.batch.rows.close();
         if !shared.entered {
             self.enter(shared);
@@ -318,18 +318,24 @@ impl<'p> Builder<'p> {
     }
 }
 
-fn field(place: Place, [fields, picks, shared]: [&Packed; 3]) -> Option<&[u8]> {
-    match place {
-        Place::Field(index) => fields.get(index),
-        Place::Pick(index) => picks.get(index),
-        Place::Shared(index) => shared.get(index),
+/// Return fields that follow one another, from a place on.
+fn run(first: Place, count: usize, [fields, picks, shared]: [&Packed; 3]) -> Option<&[u8]> {
+    match first {
+        Place::Field(index) => fields.run(index..index + count),
+        Place::Pick(index) => picks.run(index..index + count),
+        Place::Shared(index) => shared.run(index..index + count),
     }
 }
 
-fn write(columns: &[Place], parts: [&Packed; 3], row: &mut Vec<u8>) {
-    for place in columns {
-        row.extend_from_slice(field(*place, parts).unwrap_or(&copy::NULL));
+fn field(place: Place, parts: [&Packed; 3]) -> Option<&[u8]> {
+    run(place, 1, parts)
+}
+
+fn write(columns: &[Run], parts: [&Packed; 3], row: &mut Vec<u8>) -> Read<()> {
+    for column in columns {
+        row.extend_from_slice(run(column.first, column.count, parts).ok_or(Unusual)?);
     }
+    Ok(())
 }
 
 /// Say why a span is refused: its ids are the key, and bad ones would make many spans collapse into one row.
