@@ -222,7 +222,7 @@ class Service:
 
     def _connect(self) -> None:
         # Two more than writers: the ticker's and the drain's.
-        self._connections = Connections(self._database, size=self._settings.pipeline.writers + 2)
+        self._connections = Connections(self._database, size=self._settings.pipeline.writer_count + 2)
         self._writer = Writer(self._connections, self._mapping, self._settings.writer, self._statistics)
 
     def _open_front_door(self, stack: ExitStack) -> None:

@@ -12,8 +12,10 @@ from otel_pg_exporter.config import (
     SDK_PREFIX,
     SERVER_PREFIX,
     ExporterSettings,
+    PipelineSettings,
     ServeSettings,
     Setting,
+    available_cores,
     build,
     file_of,
     load,
@@ -235,6 +237,11 @@ def test_any_value_is_either_of_its_setting_s_kind_and_range_or_a_configuration_
             build(ServeSettings, {name: parsed})
         assert each.minimum is None or parsed >= each.minimum  # type: ignore[operator] # only numbers have one
         assert each.maximum is None or parsed <= each.maximum  # type: ignore[operator] # as above
+
+
+def test_there_are_as_many_writers_as_cores_within_reason_unless_a_number_is_given() -> None:
+    assert PipelineSettings().writer_count == min(max(2, available_cores()), 8)
+    assert PipelineSettings(writers=1).writer_count == 1
 
 
 # How settings are shown.

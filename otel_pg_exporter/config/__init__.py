@@ -13,6 +13,7 @@ from otel_pg_exporter.config.groups import (
     ServeSettings,
     SpoolSettings,
     WriterSettings,
+    available_cores,
 )
 from otel_pg_exporter.config.loading import (
     Setting,
@@ -39,6 +40,7 @@ __all__ = [
     "Setting",
     "SpoolSettings",
     "WriterSettings",
+    "available_cores",
     "build",
     "file_of",
     "libpq_names_a_database",

@@ -1,5 +1,6 @@
 """Every setting that there is, in groups, as frozen values; names are flags, variables and keys at once (`loading`)."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,16 @@ SDK_PREFIX = "OTEL_EXPORTER_POSTGRESQL_"
 
 _DAY = 86_400.0  # seconds
 _LARGEST_INT32 = 2**31 - 1  # what gRPC's and PostgreSQL's own settings can hold
+
+# A writer keeps one of PostgreSQL's processes busy, so more of them than cores fill batches less and gain nothing; a
+# second one writes while the first one waits for the disk.
+_FEWEST_WRITERS, _MOST_WRITERS = 2, 8
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 
 _LEDGER_TTL: dict[str, Any] = {
     "default": 7 * _DAY,
@@ -80,7 +91,12 @@ class MappingSettings:
 class PipelineSettings:
     """What is held in memory between the front door and PostgreSQL."""
 
-    writers: int = setting(2, "connections that write in parallel", minimum=1, maximum=256)
+    writers: int = setting(
+        0,
+        "connections that write in parallel; 0: as many as there are cores, 2 at least and 8 at most",
+        minimum=0,
+        maximum=256,
+    )
     max_batch_rows: int = setting(
         20_000, "rows in one transaction (a single larger request still goes whole)", minimum=1, maximum=_LARGEST_INT32
     )
@@ -107,6 +123,11 @@ class PipelineSettings:
         maximum=2**50,
         size=True,
     )
+
+    @property
+    def writer_count(self) -> int:
+        """How many writers there are."""
+        return self.writers or min(max(_FEWEST_WRITERS, available_cores()), _MOST_WRITERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

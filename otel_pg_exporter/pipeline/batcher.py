@@ -61,7 +61,7 @@ class Batcher:
         self._stop = threading.Event()  # ends the pauses between attempts, too
         self._threads = [
             threading.Thread(target=self._run, name=f"writer-{number}", daemon=True)
-            for number in range(1, settings.writers + 1)
+            for number in range(1, settings.writer_count + 1)
         ]
         for thread in self._threads:
             thread.start()
