@@ -28,7 +28,7 @@ def test_the_script_runs_by_its_path_and_reports_every_section(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     written = report.read_text()
     for title in ("The ladder", "Tiny batches", "Duplicates", "Bad rows", "Where the client's time goes"):
-        assert f"## {title}\n" in written
+        assert f"### {title}\n" in written
         assert f"{title}\n=" in done.stdout
     for rung in ("INSERT per row", "executemany", "binary COPY, write_row", "ours: Writer", "floor"):
         assert f"\n| {rung}" in written
@@ -64,7 +64,33 @@ def test_the_spools_script_compares_with_and_without_and_measures_an_outage(
 
 def test_the_cores_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     compare_cores(["--sizes", "10", "--rounds", "1"])
-    header, *rows = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr().out
+    assert "Python reference" in said
+    assert said.count("genai, 10 a request") == len(Signal)
 
-    assert "Python reference, µs" in header
-    assert sum("GenAI prompt, 10 a request" in row for row in rows) == len(Signal)
+
+@pytest.mark.parametrize(
+    ("script", "flags", "title"),
+    [
+        ("floor", ("--signals", "traces"), "The floor"),
+        ("memory", (), "Memory"),
+        ("sdk", (), "The SDK plugin"),
+    ],
+)
+def test_an_end_to_end_script_puts_its_part_into_the_results(
+    tmp_path: Path, script: str, flags: tuple[str, ...], title: str
+) -> None:
+    report = tmp_path / "results.md"
+    report.write_text("# Results\n\n## Another\n\nkept\n")
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / f"{script}.py", "--quick", *flags, "--markdown", report],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    written = report.read_text()
+    assert "## Another\n\nkept\n" in written
+    assert f"## {title}\n\nWritten by `python benchmarks/{script}.py --quick" in written
