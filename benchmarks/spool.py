@@ -5,6 +5,7 @@ Run `python benchmarks/spool.py --help`. With and without a spool take turns, in
 
 import argparse
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -114,6 +115,7 @@ def healthy(write: Write, tables: Database, workload: Workload, options: argpars
                     house = House(write, workload, folder)
                     stack.callback(house.close)
                     house.start_drain()
+                    os.sync()  # what the truncation and the making of the spool have left to the disk
                     laps[spooling].append(_send(house, signal, bodies, options.senders))
         seconds = {spooling: median([lap.seconds for lap in each]) for spooling, each in laps.items()}
         cpu = {spooling: median([lap.cpu for lap in each]) for spooling, each in laps.items()}

@@ -12,7 +12,7 @@ from otel_pg_exporter.telemetry import ItemCounters, RateLimitedLogger
 
 _logger = logging.getLogger(__name__)
 
-_LOOK_INTERVAL = 0.2  # seconds between two looks into an empty spool; they cost no disk access
+_LOOK_INTERVAL = 0.2  # seconds between two looks whether a spool is empty still, at a number in memory
 
 
 class Drain:

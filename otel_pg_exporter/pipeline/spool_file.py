@@ -236,6 +236,8 @@ class SpoolFile:
         self, signal: Signal, *, max_items: int, max_bytes: int, without: Collection[int] = ()
     ) -> list[StoredRecord]:
         """Read the oldest requests that are to be drained: one at least, and as many as fit the limits."""
+        if not self._figures["requests"]:  # as almost always
+            return []
         rows = self._connection.execute(
             f"SELECT {_COLUMNS} FROM requests"
             f" WHERE set_aside IS NULL AND signal = ? AND id NOT IN ({_listed(without)}) ORDER BY received_at, id",
