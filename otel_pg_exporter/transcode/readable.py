@@ -26,7 +26,6 @@ from otel_pg_exporter.transcode.values import (
     ITEM_LEVEL,
     MAX_LEVEL,
     RESOURCE_LEVEL,
-    SCALARS,
     SPAN_ID_BYTES,
     TRACE_ID_BYTES,
     Event,
@@ -39,7 +38,7 @@ from otel_pg_exporter.transcode.values import (
     repair_text,
     saturate,
 )
-from otel_pg_exporter.transcode.weight import cut, weigh
+from otel_pg_exporter.transcode.weight import LIGHT, cut, rough_size, weigh
 
 V = TypeVar("V", bound=Span | LogRecord | Resource | Scope)
 
@@ -47,7 +46,6 @@ _FLAGS_HAS_IS_REMOTE = 0x100
 _FLAGS_IS_REMOTE = 0x200
 _UINT64_MAX = 2**64 - 1
 _LIMITS = Limits()
-_LIGHT = 16_384  # characters and values; with no more, no item can exceed the limits
 _TRANSACTION_BYTES = 32 * 2**20  # of rows; a single larger one still goes whole
 _HELD_BYTES = 2_000  # what an item that waits for its commit holds in the SDK's objects, roughly
 
@@ -122,65 +120,58 @@ class _Surroundings:
     def _resource(self, resource: SdkResource) -> EncodedResource:
         found = self._resources.get(id(resource))
         if found is None:
-            values = _resource(resource)
-            _check_weight(values, _checked_size(values.attributes, RESOURCE_LEVEL))
-            found = self._builder.resource(values)
+            found = self._builder.resource(_checked_resource(resource))
             self._resources[id(resource)] = found
         return found
 
 
+def _checked_resource(resource: SdkResource) -> Resource:
+    values = _resource(resource)
+    if rough_size(values.attributes, RESOURCE_LEVEL) > LIGHT:
+        _check(values, [(values.attributes, RESOURCE_LEVEL)])
+    return values
+
+
 def _checked_scope(scope: InstrumentationScope | None) -> Scope:
     values = _scope(scope)
-    _check_weight(values, _checked_size(values.attributes, ITEM_LEVEL))
+    if rough_size(values.attributes, ITEM_LEVEL) > LIGHT:
+        _check(values, [(values.attributes, ITEM_LEVEL)])
     return values
 
 
 def _checked_span(span: ReadableSpan) -> Span:
     values = _span(span)
     size = len(values.name) + len(values.status_message) + len(values.trace_state)
-    size += _checked_size(values.attributes, ITEM_LEVEL)
+    size += rough_size(values.attributes, ITEM_LEVEL)
     for event in values.events:
-        size += len(event.name) + _checked_size(event.attributes, EVENT_LEVEL)
+        size += 1 + len(event.name) + rough_size(event.attributes, EVENT_LEVEL)
     for link in values.links:
-        size += len(link.trace_state) + _checked_size(link.attributes, EVENT_LEVEL)
-    _check_weight(values, size)
+        size += 1 + len(link.trace_state) + rough_size(link.attributes, EVENT_LEVEL)
+    if size > LIGHT:
+        events = [(event.attributes, EVENT_LEVEL) for event in values.events]
+        links = [(link.attributes, EVENT_LEVEL) for link in values.links]
+        _check(values, [(values.attributes, ITEM_LEVEL), *events, *links])
     return values
 
 
 def _checked_log_record(readable: ReadableLogRecord) -> LogRecord:
     values = _log_record(readable)
-    size = len(values.severity_text) + len(values.event_name)
-    size += _checked_size(values.attributes, ITEM_LEVEL)
-    size += _checked_size({"body": values.body}, BODY_LEVEL)
-    _check_weight(values, size)
+    body = values.body
+    size = len(values.severity_text) + len(values.event_name) + rough_size(values.attributes, ITEM_LEVEL)
+    size += len(body) if type(body) is str else rough_size({"body": body}, BODY_LEVEL)
+    if size > LIGHT:
+        _check(values, [(values.attributes, ITEM_LEVEL), ({"body": body}, BODY_LEVEL)])
     return values
 
 
-def _checked_size(attributes: Mapping[str, Any], level: int) -> int:
-    """Return about how many characters and values there are. Raises _UnfitError for what nests too deep."""
-    try:
-        size = len("".join(attributes)) + len(attributes)
-    except TypeError:  # keys of other types
-        size = _LIGHT + 1
-    for value in attributes.values():
-        kind = type(value)
-        if kind is str or kind is bytes:
-            size += len(value)
-        elif kind not in SCALARS:
-            _check_nesting(attributes, level)
-            return size + _LIGHT  # never mind how much more
-    return size
-
-
-def _check_nesting(attributes: Mapping[str, Any], level: int) -> None:
-    for key, value in attributes.items():
-        if nests_too_deep(value, level):
-            raise _UnfitError(f"messages nest deeper than {MAX_LEVEL} levels in {key!r}")
-
-
-def _check_weight(values: Span | LogRecord | Resource | Scope, size: int) -> None:
-    if size > _LIGHT and (reason := weigh(values, _LIMITS)):
+def _check(values: Span | LogRecord | Resource | Scope, trees: Sequence[tuple[Mapping[str, Any], int]]) -> None:
+    """Look closer at what may be too much. `trees` are its attributes, and their level."""
+    if reason := weigh(values, _LIMITS):  # first: what is left can be walked in no time
         raise _UnfitError(f"{reason} (what is kept of it is cut)")
+    for attributes, level in trees:
+        for key, value in attributes.items():
+            if nests_too_deep(value, level):
+                raise _UnfitError(f"messages nest deeper than {MAX_LEVEL} levels in {key!r}")
 
 
 def _resource(resource: SdkResource) -> Resource:
@@ -204,6 +195,7 @@ def _scope(scope: InstrumentationScope | None) -> Scope:
 
 def _span(span: ReadableSpan) -> Span:
     context, parent, status = span.get_span_context(), span.parent, span.status
+    events, links = span.events, span.links
     return Span(
         _id(context.trace_id, TRACE_ID_BYTES) if context else b"",
         _id(context.span_id, SPAN_ID_BYTES) if context else b"",
@@ -218,9 +210,9 @@ def _span(span: ReadableSpan) -> Span:
         _time(span.end_time),
         _attributes(span.attributes),
         span.dropped_attributes,
-        [_event(event) for event in span.events],
+        [_event(event) for event in events] if events else (),
         span.dropped_events,
-        [_link(link) for link in span.links],
+        [_link(link) for link in links] if links else (),
         span.dropped_links,
         0,
     )
@@ -263,7 +255,7 @@ def _log_record(readable: ReadableLogRecord) -> LogRecord:
 
 def _attributes(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the attributes as a dict of our own."""
-    if not attributes:
+    if attributes is None:
         return {}
     # The SDK's BoundedAttributes copies its inner dict at once; dict() would go through its Python methods.
     copy = getattr(attributes, "copy", None)
@@ -283,11 +275,16 @@ def _string(value: object) -> str:
 
 def _id(value: int, size: int) -> bytes:
     """Return an id's bytes: more than `size` where it is too large, so that it is refused as what it is."""
-    return value.to_bytes(max(size, (value.bit_length() + 7) // 8), "big")
+    try:
+        return value.to_bytes(size, "big")
+    except OverflowError:
+        return value.to_bytes((value.bit_length() + 7) // 8, "big")
 
 
 def _time(value: int | None) -> int:
-    return 0 if value is None else saturate(value, 0, _UINT64_MAX)
+    if value is None:
+        return 0
+    return value if 0 <= value <= _UINT64_MAX else saturate(value, 0, _UINT64_MAX)
 
 
 def _trace_state(context: SpanContext | None) -> str:

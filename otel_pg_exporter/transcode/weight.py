@@ -5,10 +5,14 @@ The limits are those of decoding an item, so that one which is stored directly i
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from otel_pg_exporter.transcode.limits import Limits
+from otel_pg_exporter.transcode.values import MAX_LEVEL, SCALARS
+
+LIGHT = 16_384
+"""Characters and values: an item with no more keeps to all limits, however they are encoded."""
 
 _PAIR_FIELDS, _ELEMENT_FIELDS = 4, 2  # of protobuf: an attribute is itself, key, value and the value's own
 _MOST_GROWTH = 24  # a control character takes six of JSON, and four bytes each beside one wide character
@@ -17,6 +21,39 @@ _DOUBLED = '"\\'
 
 _KEPT_TEXT = 1_000  # characters or bytes of each value
 _KEPT_VALUES = 1_000
+
+
+def rough_size(attributes: Mapping[str, Any], level: int) -> int:
+    """Return how many characters and values attributes have, or just more than LIGHT when that takes a closer look.
+
+    It does where they may nest too deep (`level` is that of their values), and where uncommon types are among them.
+    """
+    if len(attributes) > LIGHT:
+        return LIGHT + 1
+    try:
+        size = len(attributes) + len("".join(attributes))
+    except TypeError:  # keys of other types
+        return LIGHT + 1
+    return _rough_size(attributes.values(), level, size)
+
+
+def _rough_size(values: Iterable[Any], level: int, size: int) -> int:
+    """Add the values' own sizes to `size`, which has their number, and stop when it is more than LIGHT."""
+    if level > MAX_LEVEL:
+        return LIGHT + 1
+    for value in values:
+        kind = type(value)
+        if kind is str or kind is bytes:
+            size += len(value)
+        elif kind is tuple or kind is list:
+            size = _rough_size(value, level + 2, size + len(value))
+        elif kind is dict:
+            size += rough_size(value, level + 3)
+        elif kind not in SCALARS:
+            return LIGHT + 1
+        if size > LIGHT:
+            break
+    return size
 
 
 def weigh(item: object, limits: Limits) -> str | None:

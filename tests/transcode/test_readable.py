@@ -255,11 +255,33 @@ def circle() -> Any:
 
 
 def test_thirty_nested_kvlists_arrive_exactly_and_deeper_ones_are_refused_alone() -> None:
-    batch = transcode(Signal.LOGS, [record(body=deep(30)), record(body=deep(10_000)), record(body=circle())])
+    batch = transcode(Signal.LOGS, [record(body=deep(30)), record(body=deep(10_000))])
 
     assert row(batch)["body_json"] == deep(30)
-    assert [rejection.reason for rejection in batch.rejected] == ["messages nest deeper than 100 levels in 'body'"] * 2
+    assert [rejection.reason for rejection in batch.rejected] == ["messages nest deeper than 100 levels in 'body'"]
     assert row(logs(batch.otlp(1)))["body"] == "(nested deeper than OTLP allows)"
+
+
+def doubled(times: int) -> Any:
+    value: list[Any] = []
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize("body", [circle(), doubled(40)], ids=["circle", "doubled"])
+def test_a_value_that_holds_another_too_often_is_refused_at_once(body: Any) -> None:
+    batch = transcode(Signal.LOGS, [record(body=body), record(body="short")])
+
+    assert batch.items == [1]
+    [rejection] = batch.rejected
+    assert rejection.reason.startswith("it has more than 131,072 fields")
+
+
+def test_many_events_without_a_name_or_attributes_weigh_something() -> None:
+    batch = transcode(Signal.TRACES, [span(events=[Event("", {}, NOW)] * 140_000), span()])
+
+    assert [rejection.item for rejection in batch.rejected] == [0]
 
 
 PLACES = ["attributes", "events", "links", "resource", "scope"]
