@@ -289,11 +289,8 @@ impl<'p> Builder<'p> {
             self.batch.keys.open().extend_from_slice(content.unwrap_or_default());
         }
         self.batch.keys.close();
-        for place in sums {
-            let content = field(*place, parts).and_then(copy::content);
-            let sum = content.and_then(|content| content.try_into().ok()).map(i64::from_be_bytes);
-            self.batch.facts.sums.push(sum);
-        }
+        let sum = |place| field(place, parts).and_then(copy::content)?.try_into().ok().map(i64::from_be_bytes);
+        let sums = self.batch.facts.keep_sums(sums.iter().copied().map(sum));
         self.batch.facts.names.push(repair(span.name).0.as_bytes());
         let start = pg_time(span.start);
         self.batch.facts.spans.push(Fact {
@@ -304,6 +301,7 @@ impl<'p> Builder<'p> {
             error: span.status_code == STATUS_ERROR,
             root: is_zero(span.parent_span_id),
             service: shared.service,
+            sums,
         });
         Ok(())
     }

@@ -72,7 +72,7 @@ impl Traces {
         }
         let new_service = facts.service(fact).filter(|name| !trace.service_names.contains(*name));
         trace.service_names.extend(new_service.map(str::to_owned));
-        for (sum, tokens) in trace.sums.iter_mut().zip(facts.sums_of(index)) {
+        for (sum, tokens) in trace.sums.iter_mut().zip(facts.sums_of(fact)) {
             if let Some(tokens) = tokens {
                 *sum = Some(sum.unwrap_or(0) + i128::from(*tokens));
             }

@@ -192,6 +192,7 @@ fn span_facts<'py>(py: Python<'py>, facts: &Facts, index: usize) -> PyResult<Bou
     static SPAN_FACTS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let class = SPAN_FACTS.import(py, "otel_pg_exporter.model", "SpanFacts")?;
     let fact = facts.spans.get(index).ok_or_else(out_of_range)?;
+    let sums = facts.sums_of(fact);
     class.call1((
         PyBytes::new(py, &fact.trace_id),
         PyBytes::new(py, &fact.span_id),
@@ -201,7 +202,7 @@ fn span_facts<'py>(py: Python<'py>, facts: &Facts, index: usize) -> PyResult<Bou
         fact.root,
         String::from_utf8_lossy(facts.names.get(index).unwrap_or_default()),
         facts.service(fact),
-        PyTuple::new(py, facts.sums_of(index))?,
+        PyTuple::new(py, (0..facts.sum_count).map(|place| sums.get(place).copied().flatten()))?,
     ))
 }
 
@@ -214,10 +215,10 @@ fn copied(part: &Bound<'_, PyAny>) -> PyResult<Facts> {
             facts.services.push(service_name);
         }
         let service = facts.services.len().saturating_sub(1);
-        facts.spans.push(Fact { trace_id, span_id, start, end, error, root, service });
-        facts.names.push(name.as_bytes());
         facts.sum_count = sums.len();
-        facts.sums.extend(sums);
+        let sums = facts.keep_sums(sums.into_iter());
+        facts.spans.push(Fact { trace_id, span_id, start, end, error, root, service, sums });
+        facts.names.push(name.as_bytes());
     }
     Ok(facts)
 }
