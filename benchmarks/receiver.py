@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from benchmarks.processes import GENERATOR_CORE, cpu_seconds, resident_bytes
+from benchmarks.processes import GENERATOR_CORE, resident_bytes
 from benchmarks.server import Database
 from otel_pg_exporter.bench.load import Load, LoadProcess, Sent
+from otel_pg_exporter.bench.processes import cpu_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,8 @@ from typing import LiteralString
 import psycopg
 from psycopg import sql
 
-from benchmarks.processes import cpu_seconds
 from otel_pg_exporter import mapping
+from otel_pg_exporter.bench.processes import cpu_seconds
 from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.mapping import Mapping
 from otel_pg_exporter.postgres.connection import Connection, connect

@@ -62,7 +62,13 @@ def test_the_help_of_serve_names_every_setting_its_variable_and_its_default() ->
 def test_the_help_without_a_command_lists_the_commands() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for line in ("serve receive OTLP", "migrate create or update", "dead-letters what was", "verify compare"):
+    for line in (
+        "serve receive OTLP",
+        "migrate create or update",
+        "dead-letters what was",
+        "verify compare",
+        "bench measure",
+    ):
         assert line in " ".join(done.stdout.split())
     nothing = run()
     assert (nothing.returncode, nothing.stderr.split()) == (2, done.stdout.split())

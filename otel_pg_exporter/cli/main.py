@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from otel_pg_exporter.cli import dead_letters, migrate, serve, verify
+from otel_pg_exporter.cli import bench, dead_letters, migrate, serve, verify
 from otel_pg_exporter.cli.arguments import Parser, help_instead
 from otel_pg_exporter.cli.output import PROGRAM, fail, print_lines, version
 from otel_pg_exporter.errors import ConfigurationError, DeploymentError, ExporterError, OutageError
 
-_COMMANDS = (serve, migrate, dead_letters, verify)  # as `--help` lists them
+_COMMANDS = (serve, migrate, dead_letters, verify, bench)  # as `--help` lists them
 
 _DESCRIPTION = "OpenTelemetry traces and logs in PostgreSQL."
 

@@ -10,6 +10,7 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from otel_pg_exporter.cli import environment
 from otel_pg_exporter.cli.arguments import Commands, add_command, add_settings, settings_from
 from otel_pg_exporter.cli.output import PROGRAM, print_lines, version
 from otel_pg_exporter.config import ServeSettings, settings_of
@@ -56,17 +57,11 @@ def _run(options: argparse.Namespace) -> int:
     signals = _Signals()
     try:
         settings = settings_from(options)
-        if not settings.database.dsn:
-            # Meant for other servers: a DSN outdoes most of libpq's variables, but not PGSERVICE.
-            for name in [name for name in os.environ if name.startswith("PG")]:
-                del os.environ[name]
-        elif settings.data_dir is not None:
+        if settings.database.dsn and settings.data_dir is not None:
             _logger.warning(
                 "--data-dir is for a PostgreSQL of its own, and of no use beside a DSN, which is what counts"
             )
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core logs to stderr in a form of its own
-        # What gRPC does in a forked child, for its own sake, crashed one in a hundred before they became PostgreSQL.
-        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+        environment.prepare(own_postgres=not settings.database.dsn)
         from otel_pg_exporter.service import Service
 
         signals.service = service = Service(settings)

@@ -1,0 +1,72 @@
+"""Where a bench writes: tables of its own, which are gone afterwards whatever happens."""
+
+import contextlib
+import logging
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from otel_pg_exporter.config import DatabaseSettings, ServeSettings
+from otel_pg_exporter.errors import ExporterError, StartupError
+from otel_pg_exporter.postgres.connection import connect, watchdog
+from otel_pg_exporter.postgres.sqlstate import unavailable
+
+_logger = logging.getLogger(__name__)
+
+_ASK_TIMEOUT = 10.0  # seconds
+_DROP_TIMEOUT = 120.0  # seconds, for some gigabytes that are unlinked
+
+
+@contextlib.contextmanager
+def own_tables(settings: ServeSettings) -> Iterator[ServeSettings]:
+    """Yield the settings of a receiver that makes its tables where they harm nobody; then remove them.
+
+    With a DSN that is a schema which nothing else has, without one a PostgreSQL in a temporary folder. The receiver
+    must have ended when the block does. Raises StartupError where schemas may not be created, and OutageError.
+    """
+    if not settings.database.dsn:
+        folder = Path(tempfile.mkdtemp(prefix="otel-pg-exporter-bench-"))
+        try:
+            yield replace(settings, data_dir=folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return
+    own = replace(
+        settings.database, schema=f"otel_bench_{secrets.token_hex(6)}", application_name="otel-pg-exporter bench"
+    )
+    _require_create(own)
+    try:
+        yield replace(settings, database=own, migrate=True)
+    finally:
+        _drop(own)
+
+
+def _require_create(settings: DatabaseSettings) -> None:
+    query = "SELECT current_user, current_database(), has_database_privilege(current_database(), 'CREATE')"
+    with connect(settings) as connection, watchdog(connection, _ASK_TIMEOUT):
+        try:
+            ((user, database, allowed),) = connection.execute(query).fetchall()
+        except psycopg.Error as exc:
+            raise unavailable(exc, phase="asking for privileges", broken=connection.broken) from exc
+    if not allowed:
+        raise StartupError(
+            f"bench makes a schema of its own, and user {user} may not create one in database {database}: "
+            f'GRANT CREATE ON DATABASE "{database}" TO "{user}", or name another user or database'
+        )
+
+
+def _drop(settings: DatabaseSettings) -> None:
+    drop = sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(settings.schema))
+    try:
+        with connect(settings) as connection, watchdog(connection, _DROP_TIMEOUT):
+            connection.execute("SET statement_timeout = 0")  # a role may have its own
+            connection.execute(drop)
+    except (psycopg.Error, ExporterError) as exc:  # not to hide what else went wrong, nor the figures
+        reason = " ".join(str(exc).split())
+        _logger.error("the schema is left behind (%s); once you can: %s", reason, drop.as_string())  # noqa: TRY400 - as above
