@@ -154,8 +154,8 @@ def _announcement(plan: "Plan", settings: ServeSettings) -> str:
     else:
         where, place = "a PostgreSQL of its own", f"{settings.data_dir}, which is removed at the end"
     return (
-        f"{PROGRAM} bench loads {where} for about {plan.expected_seconds:.0f} seconds\n"
-        f"and writes at most {plan.max_rows:,} rows to {place}. Ctrl-C stops it."
+        f"{PROGRAM} bench loads {where}\nfor about {plan.expected_seconds:.0f} seconds and writes at most "
+        f"{plan.max_rows:,} rows to {place}. Ctrl-C stops it."
     )
 
 
