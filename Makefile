@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lint-native unit unit-native fuzz-native test-system faults build bench fuzz setup clean
+.PHONY: help run test lint lint-native unit unit-native fuzz-native test-system faults build bench bench-end-to-end fuzz setup clean
 
 ARGS ?=
 # Tests wait more than they work, so few cores take more of them at a time.
@@ -30,6 +30,7 @@ help:
 	@echo 'make lint | unit | test-system                   parts of it; test-system takes Debian'"'"'s PostgreSQL'
 	@echo 'make faults [ROUNDS=10]                          each fault as often, under load; `make test` has one round'
 	@echo 'make bench                                       the ladder of write methods, as ratios; and both cores'
+	@echo 'make bench-end-to-end [ARGS="--quick"]           from OTLP to COMMIT: half an hour'
 	@echo 'make fuzz [SECONDS=600]                          hostile bytes for the decoder, for so long and then some'
 	@echo 'make fuzz-native [SECONDS=600]                   the same for the native core alone'
 	@echo 'make build                                       wheel and sdist, in dist/'
@@ -79,6 +80,11 @@ build: .venv/.dev
 bench: .venv/.dev
 	.venv/bin/python benchmarks/transcode.py
 	.venv/bin/python benchmarks/ladder.py $(ARGS)
+
+# From OTLP to COMMIT, script by script; alone on the machine, or the figures are worth nothing.
+END_TO_END ?= floor cost latency memory dedup genai sdk growth
+bench-end-to-end: .venv/.dev
+	for each in $(END_TO_END); do .venv/bin/python benchmarks/$$each.py $(ARGS) || exit 1; done
 
 fuzz-native:
 	native/fuzz/run $(SECONDS)
