@@ -4,6 +4,7 @@ Each function returns the encoded fields and the repairs they took. `anomalies`,
 log record, is left to the caller, who alone knows all repairs.
 """
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,23 +42,18 @@ from otel_pg_exporter.transcode.values import (
 )
 
 _ZERO = int8_field(0)
+_KNOWN_TEXT = 256  # characters of a description that is kept: all that are kept take 1 MB at most
 _CANONICAL_V1 = b"otel-pg-exporter resource 1\n"
 
 
 def span_fields(span: Span) -> tuple[Fields, int]:
     """Encode a span, whose ids are known to be valid."""
-    parent, found = _parent(span.parent_span_id)
-    trace_state, bits = _text(span.trace_state)
+    start, trace_state, name, message = span.start, span.trace_state, span.name, span.status_message
+    describe = _known_description if len(trace_state) + len(name) + len(message) <= _KNOWN_TEXT else _description
+    description, found = describe(trace_state, span.flags, name, span.kind, span.status_code, message)
+    parent, bits = _parent(span.parent_span_id)
     found |= bits
-    name, bits = _text(span.name)
-    found |= bits
-    kind, bits = _enum(span.kind)
-    found |= bits
-    status_code, bits = _enum(span.status_code)
-    found |= bits
-    status_message, bits = _text(span.status_message)
-    found |= bits
-    end_time, duration, bits = _end(span.start, span.end)
+    end_time, duration, bits = _end(start, span.end)
     found |= bits
     attributes, bits = _object(span.attributes)
     found |= bits
@@ -65,17 +61,11 @@ def span_fields(span: Span) -> tuple[Fields, int]:
     found |= bits
     links, bits = _links(span.links) if span.links else (NULL, 0)
     found |= bits
-    start = span.start
     return (
         bytea_field(span.trace_id),
         bytea_field(span.span_id),
         parent,
-        trace_state,
-        int8_field(span.flags),
-        name,
-        kind,
-        status_code,
-        status_message,
+        *description,
         int4_field(start // NS_PER_MINUTE),
         int8_field(pg_time(start)),
         int2_field(start % 1000),
@@ -162,6 +152,32 @@ def resource_fields(resource: Resource) -> tuple[Fields, int]:
     identity = hashlib.blake2b(_CANONICAL_V1 + canonical, digest_size=16).digest()
     dropped = _count(resource.dropped_attributes_count)
     return (bytea_field(identity), attributes, dropped, references, schema_url), found
+
+
+def _description(  # noqa: PLR0917 - by value, so that equal ones are found again
+    trace_state: str, flags: int, name: str, kind: int, status_code: int, status_message: str
+) -> tuple[Fields, int]:
+    """Encode what the spans of one operation have alike."""
+    trace_state_field, found = _text(trace_state)
+    name_field, bits = _text(name)
+    found |= bits
+    kind_field, bits = _enum(kind)
+    found |= bits
+    status_code_field, bits = _enum(status_code)
+    found |= bits
+    status_message_field, bits = _text(status_message)
+    found |= bits
+    return (
+        trace_state_field,
+        int8_field(flags),
+        name_field,
+        kind_field,
+        status_code_field,
+        status_message_field,
+    ), found
+
+
+_known_description = functools.lru_cache(maxsize=256)(_description)
 
 
 def _text(value: str) -> Fitted:

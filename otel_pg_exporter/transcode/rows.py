@@ -225,7 +225,7 @@ class RowBuilder:
             anomalies |= found
         anomalies_field = copy_format.int4_field(anomalies) if anomalies else _NO_ANOMALIES
         vector = (*fields, anomalies_field, *picks, *shared.fields)
-        row = plan.header + b"".join(plan.columns(vector))
+        row = b"".join((plan.header, *plan.columns(vector)))
         self._row_bytes += len(row)
         if shared.resource_id not in self._resources:
             self._resources[shared.resource_id] = shared.resource_row
@@ -263,6 +263,9 @@ def _sum(field: bytes) -> int | None:
 
 def _refusal(span: Span) -> str | None:
     """Say why a span is refused: its ids are the key, and bad ones would make many spans collapse into one row."""
+    trace_id, span_id = span.trace_id, span.span_id
+    if len(trace_id) == TRACE_ID_BYTES and len(span_id) == SPAN_ID_BYTES and any(trace_id) and any(span_id):
+        return None
     trace_fault = _id_fault("trace_id", span.trace_id, TRACE_ID_BYTES)
     span_fault = _id_fault("span_id", span.span_id, SPAN_ID_BYTES)
     return f"{trace_fault}; {span_fault}" if trace_fault and span_fault else trace_fault or span_fault

@@ -7,11 +7,15 @@ as it stands; `encode_json` tries that first, and only a tree that JSON or Postg
 
 import base64
 import functools
-import json
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from json.encoder import (  # type: ignore[attr-defined] # c_make_encoder is CPython's own
+    JSONEncoder,
+    c_make_encoder,
+    encode_basestring,
+)
 from typing import Any, NamedTuple
 
 from otel_pg_exporter.model import Anomaly
@@ -40,9 +44,19 @@ _MAX_DECIMAL_BITS = 1024  # CPython refuses to spell much longer integers in dec
 
 SCALARS = frozenset({bool, bytes, float, int, str, type(None)})
 
-_OPTIONS: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-_dumps = json.JSONEncoder(**_OPTIONS).encode
-_dumps_sorted = json.JSONEncoder(**_OPTIONS, sort_keys=True).encode
+
+def _encoder(*, sort_keys: bool) -> Callable[[Any], str]:
+    """Return a `JSONEncoder.encode` that leaves text as it stands, has no blanks, and refuses NaN and infinities.
+
+    The true one makes its encoder in C anew for each tree: a quarter of what ten attributes take.
+    """
+    default, markers, indent, skip_keys, allow_nan = JSONEncoder().default, None, None, False, False
+    chunks = c_make_encoder(markers, default, encode_basestring, indent, ":", ",", sort_keys, skip_keys, allow_nan)
+    return lambda tree: "".join(chunks(tree, 0))
+
+
+_dumps = _encoder(sort_keys=False)
+_dumps_sorted = _encoder(sort_keys=True)
 
 
 class Event(NamedTuple):
