@@ -224,26 +224,8 @@ def _scope(scope: common_pb2.InstrumentationScope, schema_url: str) -> Scope:
 def _span(span: trace_pb2.Span, anomalies: int) -> Span:
     found: list[Anomaly] = []
     attributes = _attributes(span.attributes, found)
-    events = [
-        Event(
-            event.time_unix_nano,
-            event.name,
-            _attributes(event.attributes, found),
-            event.dropped_attributes_count,
-        )
-        for event in span.events
-    ]
-    links = [
-        Link(
-            link.trace_id,
-            link.span_id,
-            link.trace_state,
-            _attributes(link.attributes, found),
-            link.dropped_attributes_count,
-            link.flags,
-        )
-        for link in span.links
-    ]
+    events = [_event(event, found) for event in span.events] if span.events else ()
+    links = [_link(link, found) for link in span.links] if span.links else ()
     status = span.status
     return Span(
         span.trace_id,
@@ -265,6 +247,16 @@ def _span(span: trace_pb2.Span, anomalies: int) -> Span:
         span.dropped_links_count,
         anomalies | union(found) if found else anomalies,
     )
+
+
+def _event(event: trace_pb2.Span.Event, found: list[Anomaly]) -> Event:
+    attributes = _attributes(event.attributes, found)
+    return Event(event.time_unix_nano, event.name, attributes, event.dropped_attributes_count)
+
+
+def _link(link: trace_pb2.Span.Link, found: list[Anomaly]) -> Link:
+    attributes = _attributes(link.attributes, found)
+    return Link(link.trace_id, link.span_id, link.trace_state, attributes, link.dropped_attributes_count, link.flags)
 
 
 def _log_record(record: logs_pb2.LogRecord, anomalies: int) -> LogRecord:
@@ -289,7 +281,11 @@ def _log_record(record: logs_pb2.LogRecord, anomalies: int) -> LogRecord:
 
 def _attributes(pairs: Any, found: list[Anomaly]) -> dict[str, Any]:  # noqa: ANN401 - protobuf's repeated field
     """Read a list of KeyValue; of equal keys the last wins."""
-    result = {pair.key: _value(pair.value, found) for pair in pairs}
+    result: dict[str, Any] = {}
+    for pair in pairs:
+        value = pair.value
+        # Most are text or a number. Whatever a value is not reads as empty or 0, so that these need not be asked first.
+        result[pair.key] = value.string_value or value.int_value or _value(value, found)
     if len(result) != len(pairs):
         found.append(Anomaly.DUPLICATE_KEY)
     return result
