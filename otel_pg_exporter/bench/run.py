@@ -44,6 +44,14 @@ _KINDS: Mapping[Part, tuple[Signal, Content]] = {
     Part.LOGS_MIXED: (Signal.LOGS, Content.MIXED),
 }
 
+# Bytes that a row takes in tables, indexes and WAL, about: half of it is WAL.
+_WRITTEN: Mapping[Part, int] = {
+    Part.SPANS_SMALL: 1_000,
+    Part.SPANS_MIXED: 2_000,
+    Part.SPANS_GENAI: 14_000,
+    Part.LOGS_MIXED: 1_800,
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -81,6 +89,12 @@ class Plan:
         """How long it will take, about."""
         return self.loads * (_START + self.warm_up + self.seconds)
 
+    @property
+    def max_bytes(self) -> int:
+        """Bytes written at most, about, in tables, indexes and WAL."""
+        parts, requests = self.full_speed + [Part.SPANS_MIXED] * len(self.shares), self._requests(self.items)
+        return sum(_WRITTEN[part] * self.items_of(part) * requests for part in parts)
+
     def items_of(self, part: Part) -> int:
         """Return how many items a request has."""
         return max(1, self.items // _GENAI_DIVISOR) if part is Part.SPANS_GENAI else self.items
@@ -88,16 +102,15 @@ class Plan:
     def load(self, part: Part, endpoint: str) -> Load:
         """Return the load of a part at full speed."""
         signal, content = _KINDS[part]
-        items = self.items_of(part)
         return Load(
             endpoint=endpoint,
             signal=signal.value,
             content=content.value,
-            items=items,
+            items=self.items_of(part),
             senders=self.senders,
             seconds=self.seconds,
             warm_up=self.warm_up,
-            requests=self._requests(items),
+            requests=self._requests(self.items),  # with prompts, too, whose rows are many times as large
         )
 
     def load_at(self, items_per_second: float, endpoint: str) -> Load:

@@ -73,7 +73,8 @@ def add_to(commands: Commands) -> None:
         type=positive,
         default=20_000_000,
         metavar="N",
-        help="rows written at most, shared out evenly; what reaches its share ends early; default: 20000000",
+        help="rows written at most, shared out evenly (to prompts a tenth of that); what reaches its share ends early; "
+        "default: 20000000",
     )
     parser.add_argument(
         "--items",
@@ -155,7 +156,8 @@ def _announcement(plan: "Plan", settings: ServeSettings) -> str:
         where, place = "a PostgreSQL of its own", f"{settings.data_dir}, which is removed at the end"
     return (
         f"{PROGRAM} bench loads {where}\nfor about {plan.expected_seconds:.0f} seconds and writes at most "
-        f"{plan.max_rows:,} rows to {place}. Ctrl-C stops it."
+        f"{plan.max_rows:,} rows, about {plan.max_bytes / 1e9:.1f} GB with indexes and WAL, to\n"
+        f"{place}. Ctrl-C stops it."
     )
 
 

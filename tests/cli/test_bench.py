@@ -43,7 +43,9 @@ def test_the_figures_add_up_and_the_schema_is_gone_afterwards(dsn: str) -> None:
     done = run(*BRIEF, "--parts", "latency,logs-mixed", "--json", OTEL_PG_EXPORTER_DSN=dsn)
     assert done.returncode == 0, done.stderr
     assert re.search(
-        r"for about \d+ seconds and writes at most 20,000,000 rows to the schema otel_bench_\w+, ", done.stderr
+        r"for about \d+ seconds and writes at most 20,000,000 rows, about 39.2 GB with indexes and WAL, to\n"
+        r"the schema otel_bench_\w+, which is dropped at the end",
+        done.stderr,
     )
     assert "\r" not in done.stderr  # no progress where nobody looks
     assert schemas(dsn) == ["otel"]
@@ -75,7 +77,9 @@ def test_the_figures_add_up_and_the_schema_is_gone_afterwards(dsn: str) -> None:
 def test_without_a_dsn_it_measures_a_postgresql_of_its_own_and_removes_it() -> None:
     done = run(*BRIEF, "--parts", "spans-small", "--max-rows", "100000", PGDATABASE="nowhere", PGSERVICE="nowhere")
     assert done.returncode == 0, done.stderr
-    found = re.search(r"at most 100,000 rows to (\S+), which is removed at the end", done.stderr)
+    found = re.search(
+        r"at most 100,000 rows, about 0.1 GB with indexes and WAL, to\n(\S+), which is removed at the end", done.stderr
+    )
     assert found is not None
     assert not Path(found[1]).exists()
     for expected in ("items/s", "rows/batch", "generator  PostgreSQL\n", "request receive", "batch   merge", "commit"):
