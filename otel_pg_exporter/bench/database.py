@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from otel_pg_exporter.bench.signals import undisturbed
 from otel_pg_exporter.config import DatabaseSettings, ServeSettings
 from otel_pg_exporter.errors import ExporterError, StartupError
 from otel_pg_exporter.postgres.connection import connect, watchdog
@@ -35,7 +36,8 @@ def own_tables(settings: ServeSettings) -> Iterator[ServeSettings]:
         try:
             yield replace(settings, data_dir=folder)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            with undisturbed():
+                shutil.rmtree(folder, ignore_errors=True)
         return
     own = replace(
         settings.database, schema=f"otel_bench_{secrets.token_hex(6)}", application_name="otel-pg-exporter bench"
@@ -44,7 +46,8 @@ def own_tables(settings: ServeSettings) -> Iterator[ServeSettings]:
     try:
         yield replace(settings, database=own, migrate=True)
     finally:
-        _drop(own)
+        with undisturbed():
+            _drop(own)
 
 
 def _require_create(settings: DatabaseSettings) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
@@ -88,7 +89,7 @@ class LoadProcess:
         """Start it; it begins to send as soon as its requests are made."""
         self._load = load
         self._process = subprocess.Popen(  # noqa: S603 - this module, by this interpreter
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-P", "-m", __name__],  # not what lies in the current folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -96,8 +97,9 @@ class LoadProcess:
             env=os.environ | {"GRPC_VERBOSITY": "NONE"},
         )
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(load)))
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # why it ended is heard by `wait_ready`
+            self._process.stdin.write(json.dumps(asdict(load)))
+            self._process.stdin.close()
         self._process.stdin = None
 
     def wait_ready(self) -> None:
@@ -153,11 +155,12 @@ class _Pace:
         self._rate = load.rate
         self._most = math.inf if load.requests is None else load.requests
         self._begin = begin
+        self._end = begin + load.warm_up + load.seconds
         self._taken = 0
         self._lock = threading.Lock()
 
     def wait(self) -> float:
-        """Wait until the caller's request is due; return when that was, infinity where it is one too many."""
+        """Wait until the caller's request is due; return when that was, infinity if it is one too many or too late."""
         with self._lock:
             number = self._taken
             self._taken += 1
@@ -167,6 +170,8 @@ class _Pace:
         if self._rate is None:
             return time.perf_counter()
         due = self._begin + number / self._rate
+        if due >= self._end:
+            return math.inf
         while (left := due - time.perf_counter()) > 0:
             time.sleep(left)
         return due

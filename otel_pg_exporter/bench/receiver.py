@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from otel_pg_exporter.bench.processes import cpu_seconds
+from otel_pg_exporter.bench.signals import undisturbed
 from otel_pg_exporter.config import ServeSettings
 from otel_pg_exporter.errors import ExporterError
 from otel_pg_exporter.service import Service
@@ -51,7 +52,7 @@ class ReceiverProcess:
         self._patience = settings.shutdown_timeout + _STOP_TIMEOUT
         # In a session of its own: a Ctrl-C is for us, who then stop it in good order.
         self._process = subprocess.Popen(  # noqa: S603 - this module, by this interpreter
-            [sys.executable, "-c", f"import {__name__} as receiver; receiver.main()"],
+            [sys.executable, "-P", "-c", f"import {__name__} as receiver; receiver.main()"],  # -P: as in bench.load
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -70,17 +71,17 @@ class ReceiverProcess:
 
     def stop(self) -> None:
         """Stop it; what it started ends with it."""
-        stdin = self._process.stdin
-        assert stdin is not None
-        with suppress(BrokenPipeError):
-            stdin.close()
-        try:
-            self._process.wait(self._patience)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdout.close()
+        with undisturbed():
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+            try:
+                self._process.wait(self._patience)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process.stdout.close()
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +99,7 @@ class ReceiverProcess:
         assert self._process.stdout is not None
         try:
             heard = pickle.load(self._process.stdout)  # noqa: S301 - written by this module
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):
             raise ExporterError("the receiver ended unexpectedly; what it said is above") from None
         if isinstance(heard, ExporterError):
             raise heard

@@ -19,6 +19,7 @@ from otel_pg_exporter.config import (
     WriterSettings,
     settings_of,
 )
+from otel_pg_exporter.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from otel_pg_exporter.bench.run import Plan, Results
@@ -121,6 +122,11 @@ def _run(options: argparse.Namespace) -> int:
         seconds=options.seconds,
         max_rows=options.max_rows,
     )
+    if plan.max_rows < (least := plan.loads * plan.items):
+        raise ConfigurationError(
+            f"--max-rows ({plan.max_rows:,}) is less than one request of {plan.items:,} for each of {plan.loads} loads,"
+            f" {least:,}; raise it, or lower --items"
+        )
     try:
         results = _measure(plan, settings, _Signals())
     except _Stopped as exc:

@@ -53,7 +53,10 @@ class Answer:
             self._unsettled.release()
 
     def cancel(self) -> bool:
-        """Give the request up; return whether that came in time. If not, the outcome is there, or is just coming."""
+        """Give the request up; return whether that came in time. If not, the outcome is there, or is just coming.
+
+        For the one that waits: it asks once, and for no result after that came in time.
+        """
         if not self._first.acquire(blocking=False):
             return self._cancelled
         self._cancelled = True

@@ -5,6 +5,7 @@ import re
 import secrets
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,26 @@ def test_a_wrong_flag_gets_one_line() -> None:
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert message in done.stderr
     assert "examples:\n  otel-pg-exporter bench --dsn " in run("bench", "--help").stdout
+
+
+def test_fewer_rows_than_one_request_a_load_are_refused(dsn: str) -> None:
+    done = run("bench", "--parts", "spans-small", "--max-rows", "999", OTEL_PG_EXPORTER_DSN=dsn)
+    assert done.returncode == 2
+    assert "--max-rows (999) is less than one request of 1,000 for each of 1 loads, 1,000" in done.stderr
+
+
+def test_its_processes_take_nothing_from_the_current_folder(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "grpc.py").write_text("raise SystemExit('taken from the current folder')")
+    monkeypatch.chdir(tmp_path)
+    program = Path(sys.executable).parent / "otel-pg-exporter"
+    done = subprocess.run(
+        [program, *BRIEF, "--parts", "spans-small"],
+        env=environment(OTEL_PG_EXPORTER_DSN=dsn),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
