@@ -74,7 +74,8 @@ class ByteBudget:
                 f"memory budget is full: {self._level - old:,} of {self.limit:,} bytes are in use, {size:,} more needed"
             )
         self._level += size - old
-        self._large_level += self._large(size) - self._large(old)
+        growth = self._large(size) - self._large(old)  # not below: a call in it may run a finalizer, which comes here
+        self._large_level += growth
         reservation._size = size  # noqa: SLF001 - a reservation is part of its budget
         if size < old and self._waiting:
             self._changed.notify_all()
