@@ -6,19 +6,24 @@ from otel_pg_exporter.telemetry import Stage
 _FULL = 0.9  # share of a core, or of all, from which on it counts as used up
 _BUSY = 0.7  # share of their time from which on writers set the pace
 _MUCH = 0.4  # share of the writers' time that is worth a remedy
+_MOST = 0.5  # share of a request's time until it is with a writer
 
 _STATEMENTS = tuple(stage for stage in BATCH_STAGES if stage not in {Stage.MERGE, Stage.COMMIT})
 
 
 def bounds(part: Throughput, results: Results) -> list[str]:
     """Say in a sentence or two what bounds, the closest bound first."""
-    found = [
-        sentence
-        for sentence in (_generator(part), _reference(part, results), _writers(part, results), _machine(part, results))
-        if sentence
-    ]
-    idle = f"Nothing was used up (writers {part.busy(results.writers):.0%} busy)"
-    return found[:2] or [f"{idle}: more --senders or --items would get more."]
+    if slow := _reference(part, results):
+        return [slow]  # whose threads all else waits for: it looks busy, too
+    found = [sentence for sentence in (_generator(part), _writers(part, results), _machine(part, results)) if sentence]
+    return found[:2] or [_idle(part, results)]
+
+
+def _idle(part: Throughput, results: Results) -> str:
+    busy = f"writers {part.busy(results.writers):.0%} busy"
+    if results.linger:
+        return f"The writers waited for more, up to {results.linger:g} seconds each time ({busy}): a shorter --linger."
+    return f"Nothing was used up ({busy}): more --senders or --items would get more."
 
 
 def _generator(part: Throughput) -> str:
@@ -29,11 +34,12 @@ def _generator(part: Throughput) -> str:
 
 def _reference(part: Throughput, results: Results) -> str:
     """Judge the core in Python, of which one thread at a time runs."""
-    if results.core == "native" or part.receiver_cores < _FULL:
+    transcoding = part.share(Stage.TRANSCODE)
+    if results.core == "native" or (part.receiver_cores < _FULL and transcoding < _MOST):
         return ""
     return (
-        f"The receiver takes {part.receiver_cores:.2f} cores, and its core in Python can use no more than about one: "
-        "the native core is what helps."
+        f"The core in Python bounds: the receiver takes {part.receiver_cores:.2f} cores and can use little more than "
+        f"one, and {transcoding:.0%} of a request's time goes to transcoding; the native core is what helps."
     )
 
 

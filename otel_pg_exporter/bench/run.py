@@ -199,6 +199,7 @@ class Results:
     postgres_version: str
     core: str  # that makes rows: native, or the Python reference
     writers: int
+    linger: float  # seconds
     cores: int  # of this machine, that may be used
     throughput: list[Throughput]
     latency: list[Latency]
@@ -224,6 +225,7 @@ def measure(plan: Plan, settings: ServeSettings, *, report: Report) -> Results:
             postgres_version=receiver.started.postgres_version,
             core=receiver.started.core,
             writers=settings.pipeline.writer_count,
+            linger=settings.pipeline.linger,
             cores=available_cores(),
             throughput=throughput,
             latency=latency,
@@ -276,10 +278,12 @@ class _Run:
             sent = process.result()
         self._sent += 1
         if not sent.requests:
+            if not sent.seconds:
+                raise ExporterError(f"{name}: --max-rows was used up before the time that is measured; raise it")
             failures = ", ".join(f"{count:,} {code}" for code, count in sent.failures.items()) or "none was answered"
             raise ExporterError(
-                f"{name}: no request was answered OK in the {load.seconds:g} seconds that count ({failures}); "
-                "try smaller --items, fewer --senders, more --seconds, or more --max-rows"
+                f"{name}: no request was answered OK in the time that is measured, {load.seconds:g} s ({failures}); "
+                "try smaller --items, fewer --senders, or more --seconds"
             )
         return sent, first, last
 

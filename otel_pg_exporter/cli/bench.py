@@ -67,7 +67,11 @@ def add_to(commands: Commands) -> None:
         "--parts", type=_parts, default=_PARTS, metavar="PART,...", help="what to measure; default: all"
     )
     parser.add_argument(
-        "--seconds", type=_seconds, default=5.0, metavar="S", help="seconds for each measurement; default: 5"
+        "--seconds",
+        type=_seconds,
+        default=5.0,
+        metavar="S",
+        help="seconds for each measurement, after a warm-up; default: 5",
     )
     parser.add_argument(
         "--max-rows",

@@ -117,6 +117,7 @@ def as_values(plan: Plan, results: Results) -> dict[str, Any]:
         "core": results.core,
         "cores": results.cores,
         "writers": results.writers,
+        "linger": results.linger,
         "senders": plan.senders,
         "seconds": plan.seconds,
         "parts": [_part_values(plan, part, results) for part in results.throughput],

@@ -31,6 +31,8 @@ examples:
       see what was refused, and why; `dead-letters replay` stores it once the cause is mended
   {PROGRAM} verify --since 7d
       compare the summaries in `traces` with the spans
+  {PROGRAM} bench
+      measure what a PostgreSQL on this machine takes, in a minute
 
 `{PROGRAM} COMMAND --help` lists the settings of a command, with their environment variables.
 """
