@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -39,7 +38,7 @@ def run(
     known |= {"Cores": split(), "Core that makes rows": CORE}
     print(plain(known, sections))
     if options.markdown is not None:
-        command = shlex.join(["python", *_relative(sys.argv)])
+        command = " ".join(["python", *_relative(sys.argv)])
         publish(options.markdown, title, markdown(known, sections, title=title, command=command))
 
 
@@ -54,5 +53,8 @@ def say(what: str) -> None:
 
 
 def _relative(arguments: Sequence[str]) -> list[str]:
+    """Return the command as it is typed in the project's folder, without what is about this machine alone."""
     script, *rest = arguments
-    return [f"benchmarks/{Path(script).name}", *rest]
+    places = {"--dsn": "$DSN", "--markdown": "benchmarks/RESULTS.md"}
+    shown = [places.get(before, each) for before, each in zip(["", *rest], rest, strict=False)]
+    return [f"benchmarks/{Path(script).name}", *shown]

@@ -93,4 +93,5 @@ def test_an_end_to_end_script_puts_its_part_into_the_results(
     assert done.returncode == 0, done.stderr
     written = report.read_text()
     assert "## Another\n\nkept\n" in written
-    assert f"## {title}\n\nWritten by `python benchmarks/{script}.py --quick" in written
+    command = " ".join(["python", f"benchmarks/{script}.py", "--quick", *flags, "--markdown benchmarks/RESULTS.md"])
+    assert f"## {title}\n\nWritten by `{command}`.\n" in written
