@@ -88,7 +88,9 @@ def main(arguments: list[str] | None = None) -> None:
         publish(
             options.markdown,
             _TITLE,
-            markdown(known, sections, title=_TITLE, command="python benchmarks/transcode.py --markdown RESULTS.md"),
+            markdown(
+                known, sections, title=_TITLE, command="python benchmarks/transcode.py --markdown benchmarks/RESULTS.md"
+            ),
         )
 
 
