@@ -48,7 +48,7 @@ fn check(plan: &Plan, batch: Batch) {
     assert!(items.iter().copied().eq(0..items.len()));
     for row in batch.rows.iter() {
         let mut rest = &row[2..];
-        for _ in &plan.rows.columns {
+        for _ in 0..plan.rows.columns.iter().map(|run| run.count).sum::<usize>() {
             let (length, after) = rest.split_first_chunk().unwrap();
             rest = &after[i32::from_be_bytes(*length).max(0) as usize..];
         }
