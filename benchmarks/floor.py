@@ -10,7 +10,6 @@ Takes about three minutes.
 import argparse
 import itertools
 import os
-import statistics
 import sys
 import threading
 import time
@@ -20,7 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script is run by its path
 
+from benchmarks.checks import in_turns
 from benchmarks.processes import GENERATOR_CORE
+from benchmarks.race import median
 from benchmarks.receiver import Measured, receiving
 from benchmarks.report import Section, Table
 from benchmarks.script import parser, run, say
@@ -147,21 +148,19 @@ def race(tables: Database, signal: Signal, connections: int, options: argparse.N
         first = receiver.run(load)  # its rate says how much to prepare; nothing else is taken from it
         count = max(2 * connections, round(first.sent.items_per_second * options.seconds / options.batch))
         prepared = prepare(tables, signal, options, count)
-        for turn in range(options.rounds):
-            order = list(laps)
-            for name in order[turn % 3 :] + order[: turn % 3]:
-                say(f"{signal.items}, {connections} connections, round {turn + 1}: {name}")
-                if name == "receiver":
-                    measured = receiver.run(load)
-                    shares.append(measured.sent.cpu_share)
-                    laps[name].append(_lap(measured))
-                else:
-                    laps[name].append(bare(tables, signal, prepared, opened, all_of_it=name == _FLOOR))
+        for turn, name in in_turns(list(laps), options.rounds):
+            say(f"{signal.items}, {connections} connections, round {turn + 1}: {name}")
+            if name == "receiver":
+                measured = receiver.run(load)
+                shares.append(measured.sent.cpu_share)
+                laps[name].append(_lap(measured))
+            else:
+                laps[name].append(bare(tables, signal, prepared, opened, all_of_it=name == _FLOOR))
     for connection in opened:
         connection.close()
-    rate = {name: statistics.median(lap.rate for lap in each) for name, each in laps.items()}
-    cost = {name: statistics.median(lap.client_cost for lap in each) for name, each in laps.items()}
-    postgres = {name: statistics.median(lap.postgres_cost for lap in each) for name, each in laps.items()}
+    rate = {name: median(lap.rate for lap in each) for name, each in laps.items()}
+    cost = {name: median(lap.client_cost for lap in each) for name, each in laps.items()}
+    postgres = {name: median(lap.postgres_cost for lap in each) for name, each in laps.items()}
     return [
         f"{signal.items}, {connections}",
         f"{rate['receiver']:,.0f}",
@@ -172,7 +171,7 @@ def race(tables: Database, signal: Signal, connections: int, options: argparse.N
         f"{cost['receiver']:.1f}",
         f"{postgres['receiver']:.1f}",
         f"{postgres[_FLOOR]:.1f}",
-        f"{statistics.median(shares):.2f}",
+        f"{median(shares):.2f}",
     ]
 
 

@@ -140,13 +140,6 @@ class LoadProcess:
         self._process.communicate()
 
 
-def send(load: Load) -> Sent:
-    """Run a load in a process of its own, and wait for its end. Raises LoadError."""
-    with LoadProcess(load) as process:
-        process.wait_ready()
-        return process.result()
-
-
 class _Pace:
     """Says when the next request is due, and that there are to be no more. The lock guards the count."""
 
