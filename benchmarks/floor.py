@@ -158,9 +158,9 @@ def race(tables: Database, signal: Signal, connections: int, options: argparse.N
                 laps[name].append(bare(tables, signal, prepared, opened, all_of_it=name == _FLOOR))
     for connection in opened:
         connection.close()
-    rate = {name: median(lap.rate for lap in each) for name, each in laps.items()}
-    cost = {name: median(lap.client_cost for lap in each) for name, each in laps.items()}
-    postgres = {name: median(lap.postgres_cost for lap in each) for name, each in laps.items()}
+    rate = {name: median([lap.rate for lap in each]) for name, each in laps.items()}
+    cost = {name: median([lap.client_cost for lap in each]) for name, each in laps.items()}
+    postgres = {name: median([lap.postgres_cost for lap in each]) for name, each in laps.items()}
     return [
         f"{signal.items}, {connections}",
         f"{rate['receiver']:,.0f}",
