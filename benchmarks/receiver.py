@@ -73,6 +73,8 @@ def receiving(tables: Database, *flags: str, variables: Mapping[str, str] | None
             "OTEL_PG_EXPORTER_DSN": tables.settings.dsn,
             "OTEL_PG_EXPORTER_SCHEMA": tables.settings.schema,
             "OTEL_PG_EXPORTER_GRPC_ENDPOINT": "127.0.0.1:0",
+            "OTEL_PG_EXPORTER_HTTP_ENDPOINT": "127.0.0.1:0",
+            "OTEL_PG_EXPORTER_METRICS_ENDPOINT": "none",
             "OTEL_PG_EXPORTER_SPOOL_DIR": folder,
             "OTEL_PG_EXPORTER_LOG_LEVEL": "warning",
             **(variables or {}),

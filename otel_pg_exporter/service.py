@@ -340,8 +340,8 @@ class Service:
 
     def _jobs(self) -> list[Job]:
         jobs = [Job(name="partitions ahead", interval=_PARTITIONS_INTERVAL, run=self._create_partitions)]
-        if self._settings.statistics_interval:
-            jobs.append(Job(name="statistics", interval=self._settings.statistics_interval, run=self._log_statistics))
+        if interval := self._settings.monitoring.statistics_interval:
+            jobs.append(Job(name="statistics", interval=interval, run=self._log_statistics))
         if self._server is not None:
             jobs.append(Job(name="embedded PostgreSQL", interval=_REVIVE_INTERVAL, run=self._revive))
         if not self._prepared:

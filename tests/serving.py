@@ -21,9 +21,10 @@ PROGRAM = (sys.executable, "-m", "otel_pg_exporter")
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return an environment in which nothing of ours or of libpq's is set but `variables` and a free port."""
+    """Return an environment in which nothing of ours or of libpq's is set but `variables` and free ports."""
     others = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "PG"))}
-    return {**others, "OTEL_PG_EXPORTER_GRPC_ENDPOINT": "127.0.0.1:0", **variables}
+    own = {f"OTEL_PG_EXPORTER_{each}_ENDPOINT": "127.0.0.1:0" for each in ("GRPC", "HTTP", "METRICS")}
+    return {**others, **own, "OTEL_PG_EXPORTER_LOG_FORMAT": "text", **variables}
 
 
 def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,7 @@ from otel_pg_exporter.config import (
     SERVER_PREFIX,
     ExporterSettings,
     PipelineSettings,
+    SecuritySettings,
     ServeSettings,
     Setting,
     available_cores,
@@ -27,6 +28,9 @@ from otel_pg_exporter.errors import ConfigurationError
 ROOT = Path(__file__).parents[1]
 
 SETTINGS = {each.name: each for each in settings_of(ServeSettings)}
+
+
+DURATIONS = " (examples: 0.5, 500ms, 90s, 12h, 30d)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +98,7 @@ def test_an_empty_variable_counts_as_unset_and_an_empty_flag_does_not(tmp_path: 
 
 
 def test_a_number_too_large_for_any_float_is_refused() -> None:
-    assert error("wait", 10**400).endswith("is no number of seconds")
+    assert error("wait", 10**400).endswith("is no number of seconds" + DURATIONS)
 
 
 def test_a_group_s_settings_stand_beside_the_others(tmp_path: Path) -> None:
@@ -117,6 +121,27 @@ def test_the_file_is_named_by_the_flag_else_by_the_environment() -> None:
     assert file_of("flag.toml", prefix="X_", environ=environ) == Path("flag.toml")
     assert file_of(None, prefix="X_", environ=environ) == Path.home() / "variable.toml"
     assert file_of(None, prefix="X_", environ={"X_CONFIG": ""}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("500ms", 0.5), ("90s", 90), ("1.5m", 90), ("12h", 43_200), (" 30 d ", 2_592_000), ("1w", 604_800)],
+)
+def test_a_duration_may_have_a_unit(text: str, seconds: float) -> None:
+    assert parse("wait", text) == seconds
+
+
+def test_a_variable_separates_words_by_commas_and_files_as_a_path_does() -> None:
+    environ = {"OTEL_PG_EXPORTER_CORS_ORIGINS": "https://a.example,http://b.example:8080"}
+    loaded = load(ServeSettings, prefix=SERVER_PREFIX, environ=environ)
+    assert loaded.receiver.cors_origins == ("https://a.example", "http://b.example:8080")
+
+
+def test_a_certificate_needs_its_key_and_client_certificates_need_both() -> None:
+    with pytest.raises(ConfigurationError, match="--tls-cert and --tls-key belong together"):
+        ServeSettings(security=SecuritySettings(tls_cert=Path("cert.pem")))
+    with pytest.raises(ConfigurationError, match=r"--tls-client-ca, .*, needs --tls-cert and --tls-key"):
+        ServeSettings(security=SecuritySettings(tls_client_ca=Path("ca.pem")))
 
 
 # What is wrong with a value, and where.
@@ -200,11 +225,11 @@ def test_values_are_read_from_text_and_from_toml(name: str, value: object, parse
         ("count", True, "True is no whole number"),
         ("size", "64 MiBs", "'64 MiBs' is no size in bytes (examples: 65536, 64MiB)"),
         ("size", "-1", "'-1' is no size in bytes (examples: 65536, 64MiB)"),
-        ("wait", "soon", "'soon' is no number of seconds"),
-        ("wait", "nan", "'nan' is no number of seconds"),
-        ("wait", "inf", "'inf' is no number of seconds"),
-        ("wait", [1], "[1] is no number of seconds"),
-        ("wait", False, "False is no number of seconds"),
+        ("wait", "soon", "'soon' is no number of seconds" + DURATIONS),
+        ("wait", "nan", "'nan' is no number of seconds" + DURATIONS),
+        ("wait", "inf", "'inf' is no number of seconds" + DURATIONS),
+        ("wait", [1], "[1] is no number of seconds" + DURATIONS),
+        ("wait", False, "False is no number of seconds" + DURATIONS),
         ("on", "maybe", "'maybe' is neither true nor false"),
         ("on", 1, "1 is neither true nor false"),
         ("mode", "slow", "'slow' is none of fast, safe"),

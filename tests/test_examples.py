@@ -77,8 +77,9 @@ def receiver(shell: Shell) -> Iterator[None]:
     environment = shell.variables | {
         "OTEL_PG_EXPORTER_DSN": shell.variables["DSN"],
         "OTEL_PG_EXPORTER_ACK_TIMEOUT": "30",
+        **{f"OTEL_PG_EXPORTER_{each}_ENDPOINT": "127.0.0.1:0" for each in ("GRPC", "HTTP", "METRICS")},
     }
-    command = [sys.executable, "-m", "otel_pg_exporter", "serve", "--grpc-endpoint", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "otel_pg_exporter", "serve"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

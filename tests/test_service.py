@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from otel_pg_exporter.config import (
     DatabaseSettings,
     MappingSettings,
+    MonitoringSettings,
     PipelineSettings,
     ReceiverSettings,
     ServeSettings,
@@ -47,7 +48,8 @@ def settings(dsn: str = "", *, endpoint: str = "127.0.0.1:0", ack_timeout: float
         database=DatabaseSettings(dsn=dsn, lock_timeout=120, statement_timeout=120),
         pipeline=PipelineSettings(ack_timeout=ack_timeout),
         spool=SpoolSettings(spool=False),
-        receiver=ReceiverSettings(grpc_endpoint=endpoint),
+        receiver=ReceiverSettings(grpc_endpoint=endpoint, http_endpoint="127.0.0.1:0"),
+        monitoring=MonitoringSettings(metrics_endpoint="127.0.0.1:0"),
         shutdown_timeout=60,
     )
 

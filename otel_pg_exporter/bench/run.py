@@ -214,7 +214,8 @@ def measure(plan: Plan, settings: ServeSettings, *, report: Report) -> Results:
     alone = replace(
         settings,
         spool=replace(settings.spool, spool=False),  # what is measured is the way to PostgreSQL
-        receiver=replace(settings.receiver, grpc_endpoint="127.0.0.1:0", reuse_port=False),
+        receiver=replace(settings.receiver, grpc_endpoint="127.0.0.1:0", http_endpoint="none", reuse_port=False),
+        monitoring=replace(settings.monitoring, metrics_endpoint="none"),
     )
     with ReceiverProcess(alone) as receiver:
         run = _Run(plan, receiver, report)

@@ -136,7 +136,7 @@ def settings_from(options: argparse.Namespace) -> ServeSettings:
     flags: Mapping[str, object] = vars(options)
     file = config.file_of(options.config, prefix=SERVER_PREFIX)
     settings = config.load(ServeSettings, prefix=SERVER_PREFIX, flags=flags, file=file)
-    _set_up_logging(settings.log_level)
+    _set_up_logging(settings.monitoring.log_level)
     _warn_of_password(options)
     return settings
 

@@ -167,12 +167,67 @@ class ExporterSpoolSettings:
 class ReceiverSettings:
     """The OTLP front door."""
 
-    grpc_endpoint: str = setting("127.0.0.1:4317", "host:port for OTLP/gRPC")
+    grpc_endpoint: str = setting("127.0.0.1:4317", "host:port for OTLP/gRPC; `none`: not served")
+    http_endpoint: str = setting("127.0.0.1:4318", "host:port for OTLP/HTTP; `none`: not served")
     max_request_bytes: int = setting(
         64 * 2**20, "largest request, also after decompression", minimum=1024, maximum=_LARGEST_INT32, size=True
     )
     max_calls: int = setting(256, "calls in flight; beyond it senders are asked to retry", minimum=1, maximum=10_000)
     reuse_port: bool = setting(False, "let another process listen on the same port, for rolling restarts")
+    cors_origins: tuple[str, ...] = setting(
+        (), "origins (https://app.example) whose pages in a browser may send by OTLP/HTTP; `*`: all"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecuritySettings:
+    """Who may send, and how it is encrypted: alike for OTLP/gRPC and OTLP/HTTP."""
+
+    tls_cert: Path | None = setting(None, "PEM file with the server's certificate chain; with it, TLS is on")
+    tls_key: Path | None = setting(None, "PEM file with the certificate's private key")
+    tls_client_ca: Path | None = setting(
+        None, "PEM file with the authorities whose client certificates are asked for (mTLS)"
+    )
+    auth_bearer_file: Path | None = setting(None, "file with the bearer tokens that may send, one a line")
+    auth_basic_file: Path | None = setting(None, "file with user:password pairs that may send, one a line")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitoringSettings:
+    """What we tell of ourselves."""
+
+    metrics_endpoint: str = setting(
+        "127.0.0.1:9464", "host:port for /metrics, /healthz and /readyz; `none`: not served"
+    )
+    self_metrics_endpoint: str = setting(
+        "", "URL of an OTLP/gRPC receiver that our own metrics are sent to (needs the extra `otlp-metrics`)"
+    )
+    self_metrics_interval: float = setting(60.0, "seconds between two of these sendings", minimum=0.1, maximum=_DAY)
+    statistics_interval: float = setting(
+        60.0, "seconds between two log lines with statistics; 0: only at exit", minimum=0, maximum=_DAY
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least severity that is logged")
+    log_format: Literal["auto", "text", "json"] = setting(
+        "auto", "form of log lines on stderr; auto: text on a terminal, else JSON"
+    )
+
+
+def _retention(what: str) -> Any:  # noqa: ANN401 - as `setting`
+    return setting(
+        None,
+        f"how long {what} are kept, as 30d; 0: for ever; default: as the database has it, at first for ever",
+        minimum=0,
+        maximum=3650 * _DAY,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionSettings:
+    """What is kept how long. The database holds this, so that it is one for all that write there."""
+
+    retention_spans: float | None = _retention("spans, and with them `traces`,")
+    retention_logs: float | None = _retention("log records")
+    retention_dead_letters: float | None = _retention("dead letters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,16 +240,15 @@ class ServeSettings:
     pipeline: PipelineSettings = PipelineSettings()
     spool: SpoolSettings = SpoolSettings()
     receiver: ReceiverSettings = ReceiverSettings()
+    security: SecuritySettings = SecuritySettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
+    retention: RetentionSettings = RetentionSettings()
     data_dir: Path | None = setting(None, "folder of the embedded PostgreSQL; default: in the user's state folder")
     migrate: bool = setting(False, "create or update the tables of the PostgreSQL that `dsn` names")
     partitions_ahead: int = setting(7, "daily partitions created ahead", minimum=1, maximum=365)
-    statistics_interval: float = setting(
-        60.0, "seconds between two log lines with statistics; 0: only at exit", minimum=0, maximum=_DAY
-    )
     shutdown_timeout: float = setting(
         20.0, "seconds that a stop may take to finish what is in flight", minimum=0, maximum=_DAY
     )
-    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least severity that is logged")
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other."""
@@ -209,6 +263,13 @@ class ServeSettings:
             raise ConfigurationError(
                 f"--spool-max-bytes ({room:,}) is less than --max-request-bytes ({largest:,}), so a single request "
                 "could be too large for the spool; raise the one or lower the other"
+            )
+        security = self.security
+        if (security.tls_cert is None) != (security.tls_key is None):
+            raise ConfigurationError("--tls-cert and --tls-key belong together: one of them is missing")
+        if security.tls_client_ca is not None and security.tls_cert is None:
+            raise ConfigurationError(
+                "--tls-client-ca, which asks for clients' certificates, needs --tls-cert and --tls-key"
             )
 
 

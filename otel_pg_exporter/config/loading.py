@@ -2,8 +2,9 @@
 
 A setting is defined once, as a dataclass field: its name gives the flag (`--grpc-endpoint`), the environment
 variable (`OTEL_PG_EXPORTER_GRPC_ENDPOINT`) and the key in the TOML file (`grpc_endpoint`); its annotation gives the
-parser. Precedence: flags, then environment, then TOML file, then default. Durations are in seconds, sizes in bytes
-(`64MiB` is understood). Groups nest, names do not: no two groups share a name, and the file has no sections.
+parser. Precedence: flags, then environment, then TOML file, then default. Durations are in seconds (`30d` is
+understood), sizes in bytes (`64MiB`). Groups nest, names do not: no two groups share a name, and the file has no
+sections.
 """
 
 import dataclasses
@@ -25,6 +26,8 @@ T = TypeVar("T")
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _SHOWN_UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("", 1))
+_PERIODS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(_PERIODS)})\s*")
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
@@ -190,7 +193,8 @@ def _parse(kind: Any, value: object, *, size: bool) -> object:  # noqa: ANN401 -
             raise ValueError(f"{value!r} is none of {', '.join(arguments)}")
         return value
     if origin is tuple:
-        parts = value.split(os.pathsep) if isinstance(value, str) else value
+        separator = os.pathsep if arguments[0] is Path else ","
+        parts = value.split(separator) if isinstance(value, str) else value
         if not isinstance(parts, Sequence):
             raise ValueError(f"{value!r} is no list")
         return tuple(_parse(arguments[0], part, size=size) for part in parts if part != "")
@@ -215,12 +219,13 @@ def _boolean(value: object) -> bool:
 
 
 def _seconds(value: object) -> float:
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     try:
-        number = float(typing.cast("str", value))
+        number = float(typing.cast("str", value)) if match is None else float(match[1]) * _PERIODS[match[2]]
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
-        raise ValueError(f"{value!r} is no number of seconds")
+        raise ValueError(f"{value!r} is no number of seconds (examples: 0.5, 500ms, 90s, 12h, 30d)")
     return number
 
 

@@ -11,7 +11,14 @@ import grpc
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from otel_pg_exporter.config import DatabaseSettings, PipelineSettings, ReceiverSettings, ServeSettings, SpoolSettings
+from otel_pg_exporter.config import (
+    DatabaseSettings,
+    MonitoringSettings,
+    PipelineSettings,
+    ReceiverSettings,
+    ServeSettings,
+    SpoolSettings,
+)
 from otel_pg_exporter.model import Signal
 from otel_pg_exporter.service import Service
 from tests.receiver.support import LOGS, TRACES, Client, refusal
@@ -75,7 +82,12 @@ def receiving(
         database=replace(database or DatabaseSettings(), dsn=dsn),
         pipeline=pipeline or PipelineSettings(ack_timeout=30),
         spool=SpoolSettings(spool=spool_dir is not None, spool_dir=spool_dir, spool_max_bytes=spool_max_bytes),
-        receiver=ReceiverSettings(grpc_endpoint="127.0.0.1:0", max_request_bytes=min(64 * 2**20, spool_max_bytes)),
+        receiver=ReceiverSettings(
+            grpc_endpoint="127.0.0.1:0",
+            http_endpoint="127.0.0.1:0",
+            max_request_bytes=min(64 * 2**20, spool_max_bytes),
+        ),
+        monitoring=MonitoringSettings(metrics_endpoint="127.0.0.1:0"),
         shutdown_timeout=shutdown_timeout,
     )
     with Service(settings) as service:

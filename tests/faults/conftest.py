@@ -14,7 +14,14 @@ from typing import Protocol
 import pytest
 
 from otel_pg_exporter import mapping
-from otel_pg_exporter.config import DatabaseSettings, PipelineSettings, ReceiverSettings, ServeSettings, SpoolSettings
+from otel_pg_exporter.config import (
+    DatabaseSettings,
+    MonitoringSettings,
+    PipelineSettings,
+    ReceiverSettings,
+    ServeSettings,
+    SpoolSettings,
+)
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from otel_pg_exporter.postgres.migrate import migrate
 from otel_pg_exporter.service import Service
@@ -57,7 +64,8 @@ def receive(tmp_path: Path) -> Iterator[Receive]:
                 database=replace(database or DatabaseSettings(), dsn=dsn),
                 pipeline=pipeline or PipelineSettings(ack_timeout=0.5),
                 spool=spool or SpoolSettings(spool_dir=tmp_path / f"spool-{next(numbers)}"),
-                receiver=ReceiverSettings(grpc_endpoint="127.0.0.1:0"),
+                receiver=ReceiverSettings(grpc_endpoint="127.0.0.1:0", http_endpoint="127.0.0.1:0"),
+                monitoring=MonitoringSettings(metrics_endpoint="127.0.0.1:0"),
             )
             return running.enter_context(Service(settings))
 
