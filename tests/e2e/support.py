@@ -93,7 +93,7 @@ def receiving(
     with Service(settings) as service:
         address = str(service.grpc_endpoint)
         with client_of(address) as client:
-            reader = Database(dsn=read_dsn or dsn, writer=service._writer, statistics=service._statistics)
+            reader = Database(dsn=read_dsn or dsn, writer=service._database.writer, statistics=service._statistics)
             yield Receiver(address=address, database=reader, service=service, client=client)
     counts = service.counts()
     assert counts.in_flight == 0

@@ -288,9 +288,9 @@ def test_a_living_process_takes_over_what_a_dead_one_has_left_damage_and_all(dsn
         wait_until(lambda: it.receiver.service.counts().drained == 40)  # settled a moment after the COMMIT
         counts = it.receiver.service.counts()
         assert (counts.recovered_from_spool, counts.in_spool, counts.drained) == (60, 20, 40)
-        assert it.receiver.service._spool is not None
-        assert it.receiver.service._spool.level.set_aside == 1
-        assert len(list(it.receiver.service._folder.path.glob(f"{FILE_NAME}.corrupt-*"))) == 2
+        assert it.receiver.service._spooling is not None
+        assert it.receiver.service._spooling.spool.level.set_aside == 1
+        assert len(list(it.receiver.service._spooling._folder.path.glob(f"{FILE_NAME}.corrupt-*"))) == 2
         assert elsewhere.path.exists()
 
 

@@ -1,0 +1,162 @@
+"""The PostgreSQL that a service writes to: started if it is its own, prepared, connected to, and looked after."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import psycopg
+
+from otel_pg_exporter.config import ServeSettings
+from otel_pg_exporter.errors import DatabaseUnavailableError, StartupError
+from otel_pg_exporter.mapping import Mapping
+from otel_pg_exporter.model import Outcome, RowBatch
+from otel_pg_exporter.pipeline.ticker import Job
+from otel_pg_exporter.postgres import partitions
+from otel_pg_exporter.postgres.connection import Connection, Connections, connect, target_of, watchdog
+from otel_pg_exporter.postgres.embedded import EmbeddedServer, default_data_dir
+from otel_pg_exporter.postgres.migrate import check, migrate
+from otel_pg_exporter.postgres.sqlstate import unavailable
+from otel_pg_exporter.postgres.writer import Writer
+from otel_pg_exporter.telemetry import Statistics
+
+_logger = logging.getLogger(__package__)
+
+_REVIVE_INTERVAL = 1.0  # seconds between two looks at whether PostgreSQL is back
+_PARTITIONS_INTERVAL = 3600.0  # seconds; days are created far enough ahead for a week of failures
+_PROBE_TIMEOUT = 2.0  # seconds; a spool is to follow PostgreSQL's return within about that
+
+# PostgreSQL gets this many seconds for its last checkpoint, even if the drain has used up all the time.
+_LEAST_POSTGRES_TIMEOUT = 2.0
+
+STATEMENT_MARGIN = 5.0
+"""Seconds that a statement may outlast its own timeout before its socket is cut."""
+
+
+class Database:
+    """Where rows go. Set up from one thread; then the ticker's jobs alone change it, and any thread may write."""
+
+    def __init__(self, settings: ServeSettings, mapping: Mapping, statistics: Statistics) -> None:
+        self._settings = settings
+        self._mapping = mapping
+        self._statistics = statistics
+        self.settings = settings.database
+        """How it is reached; changes with the embedded server's port."""
+        self.server: EmbeddedServer | None = None
+        """The embedded server, if that is what runs."""
+        self.version = "not reached yet"
+        """What the server calls its version, as `18.4` or `15.14 (Debian 15.14-0+deb12u1)`."""
+        self.prepared = False
+        """Whether the tables were found, or made, as they must be."""
+
+    @property
+    def dsn(self) -> str:
+        """The DSN; the embedded one's holds no password, but names the passfile."""
+        return self._settings.database.dsn if self.server is None else self.server.dsn
+
+    @property
+    def target(self) -> str:
+        """What server, database and schema are known by to their spools."""
+        # The embedded server's port may change, its folder is what it is known by.
+        server = self.server
+        return target_of(self.settings) if server is None else f"{server.data_dir} {self.settings.schema}"
+
+    # How it starts.
+
+    def start_server(self, stack: ExitStack, remaining: Callable[[], float]) -> None:
+        """Start PostgreSQL, if it is our own; `stack` stops it. Raises StartupError."""
+        if self._settings.database.dsn:
+            return
+        server = self.server = EmbeddedServer(self._settings.data_dir or default_data_dir())
+        stack.callback(lambda: server.stop(max(remaining(), _LEAST_POSTGRES_TIMEOUT)))
+        # In a thread of its own: what a signal raises in the main thread must not come between the fork and the note
+        # of the child's process id, or the child would be left behind.
+        with ThreadPoolExecutor(1, thread_name_prefix="postgresql-start") as starter:
+            started = starter.submit(server.start)
+            try:
+                started.result()
+            except BaseException:
+                server.cancel()
+                raise
+        self.settings = replace(self.settings, dsn=server.own_dsn)
+
+    def prepare(self) -> None:
+        """Migrate, or check that somebody has; and create partitions for the days to come.
+
+        Raises StartupError or DatabaseUnavailableError, which say what to do.
+        """
+        settings = self.settings
+        if self.server is not None or self._settings.migrate:
+            applied = migrate(settings, self._mapping)
+            _logger.info("the tables are up to date%s", f"; applied: {', '.join(applied)}" if applied else "")
+        with connect(settings) as connection, watchdog(connection, settings.statement_timeout + STATEMENT_MARGIN):
+            self.version = connection.info.parameter_status("server_version") or "of unknown version"
+            check(connection, settings.schema, self._mapping)
+            try:
+                self._create_partitions_by(connection)
+            except DatabaseUnavailableError as exc:
+                raise StartupError(str(exc)) from exc
+        self.prepared = True
+
+    def connect(self) -> None:
+        """Make the pool and the writer; nothing is connected before it is used."""
+        # Two more than writers: the ticker's and the drain's.
+        self.connections = Connections(self.settings, size=self._settings.pipeline.writer_count + 2)
+        self.writer = Writer(self.connections, self._mapping, self._settings.writer, self._statistics)
+        if not self.prepared:
+            self.writer.note_absence()
+
+    # What it does.
+
+    def write(self, batches: Sequence[RowBatch], *, deadline: float | None = None) -> list[Outcome]:
+        """Write whole requests in one transaction; see `Writer.write`."""
+        return self.writer.write(batches, deadline=deadline)
+
+    def probe(self) -> None:
+        """Raise DatabaseUnavailableError unless PostgreSQL answers."""
+        self.connections.probe(_PROBE_TIMEOUT)
+
+    @contextmanager
+    def borrow(self) -> Iterator[Connection]:
+        """Lend a connection to a job, on which no statement outlasts its time by much."""
+        settings = self.settings
+        with (
+            self.connections.borrow(settings.connect_timeout) as connection,
+            watchdog(connection, settings.statement_timeout + STATEMENT_MARGIN),
+        ):
+            yield connection
+
+    def jobs(self) -> list[Job]:
+        """Return what is to be done now and then."""
+        jobs = [Job(name="partitions ahead", interval=_PARTITIONS_INTERVAL, run=self._create_partitions)]
+        if self.server is not None:
+            jobs.append(Job(name="embedded PostgreSQL", interval=_REVIVE_INTERVAL, run=self._revive))
+        if not self.prepared:
+            jobs.append(Job(name="preparing the tables", interval=_REVIVE_INTERVAL, run=self._prepare_late))
+        return jobs
+
+    def _create_partitions(self) -> None:
+        with self.borrow() as connection:
+            self._create_partitions_by(connection)
+
+    def _create_partitions_by(self, connection: Connection) -> None:
+        try:
+            partitions.ahead(connection, self.settings.schema, self._settings.partitions_ahead)
+        except psycopg.Error as exc:
+            raise unavailable(exc, phase="ensure_partitions", broken=connection.broken) from exc
+
+    def _prepare_late(self) -> None:
+        if not self.prepared:
+            self.prepare()
+
+    def _revive(self) -> None:
+        server = self.server
+        if server is None or not server.revive():
+            return
+        if server.own_dsn != self.settings.dsn:  # its port was taken meanwhile
+            _logger.warning("the embedded PostgreSQL has a new port: %s", server.dsn)
+            old = self.connections
+            self.settings = replace(self.settings, dsn=server.own_dsn)
+            self.connect()
+            old.close(0)
