@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lint-native unit unit-native fuzz-native test-system faults build bench bench-end-to-end fuzz setup clean
+.PHONY: help run test lint lint-native unit unit-native fuzz-native test-system faults build bench bench-end-to-end fuzz docs-reference setup clean
 
 ARGS ?=
 # Tests wait more than they work, so few cores take more of them at a time.
@@ -33,6 +33,7 @@ help:
 	@echo 'make bench-end-to-end [ARGS="--quick"]           from OTLP to COMMIT: half an hour'
 	@echo 'make fuzz [SECONDS=600]                          hostile bytes for the decoder, for so long and then some'
 	@echo 'make fuzz-native [SECONDS=600]                   the same for the native core alone'
+	@echo 'make docs-reference                              write the generated parts of docs/ anew'
 	@echo 'make build                                       wheel and sdist, in dist/'
 
 run: .venv/.run
@@ -92,6 +93,9 @@ fuzz-native:
 fuzz: .venv/.dev
 	.venv/bin/python -m tests.fuzz.run --seconds $(SECONDS)
 	$(PYTEST) tests/fuzz --hypothesis-profile=fuzz --timeout=0
+
+docs-reference: .venv/.dev
+	.venv/bin/python docs/generate.py
 
 setup: .venv/.dev
 

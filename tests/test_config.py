@@ -1,4 +1,3 @@
-import runpy
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,6 @@ from otel_pg_exporter.config import (
     settings_of,
 )
 from otel_pg_exporter.errors import ConfigurationError
-
-ROOT = Path(__file__).parents[1]
 
 SETTINGS = {each.name: each for each in settings_of(ServeSettings)}
 
@@ -295,13 +292,3 @@ def test_a_setting_knows_its_flag_its_variable_and_its_group() -> None:
     assert SETTINGS["grpc_endpoint"].flag == "--grpc-endpoint"
     assert SETTINGS["grpc_endpoint"].variable(SDK_PREFIX) == "OTEL_EXPORTER_POSTGRESQL_GRPC_ENDPOINT"
     assert SETTINGS["data_dir"].group == ""
-
-
-def test_the_documentation_lists_the_settings_that_the_code_has() -> None:
-    script = runpy.run_path(str(ROOT / "docs" / "settings.py"))
-    documents = [path.name for path, _ in script["tables"]()]
-    assert documents == ["settings.md", "sdk.md"]
-    for path, table in script["tables"]():
-        text = path.read_text(encoding="utf-8")
-        assert text == script["with_table"](text, table), "run `.venv/bin/python docs/settings.py`"
-        assert script["END"] in text

@@ -1,12 +1,13 @@
-"""What the documentation points to is there."""
+"""What the documentation points to is there, and what is generated in it is as the code has it."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 
 
 def headings(document: Path) -> set[str]:
@@ -27,3 +28,10 @@ def test_every_link_and_every_test_that_is_named_exists(document: Path) -> None:
         assert not anchor or anchor in headings(linked), target
     for named in re.findall(r"`(tests/[\w/.]+)`", text):
         assert (ROOT / named).exists(), named
+
+
+def test_what_is_generated_says_what_the_code_has() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    for part in script["PARTS"]:
+        text = part.document.read_text(encoding="utf-8")
+        assert text == script["with_part"](text, part), "run `make docs-reference`"

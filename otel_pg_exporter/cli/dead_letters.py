@@ -49,7 +49,7 @@ examples:
   {PROGRAM} dead-letters replay --reason "too long"
   {PROGRAM} dead-letters purge --until 30d
 
-`{PROGRAM} dead-letters ACTION --help` tells more. What each needs to be granted: docs/roles.md.
+`{PROGRAM} dead-letters ACTION --help` tells more. What each needs to be granted: docs/how-to/roles.md.
 """
 
 _MOMENT = f"\nMOMENT is {SPELLING}.\n"

@@ -43,7 +43,7 @@ _TABLE = {
 _MIGRATE = "run `otel-pg-exporter migrate` with the same settings"
 _REMEDIES = {
     "23514": "attach the DEFAULT partition again",
-    "42501": "grant what docs/roles.md lists",
+    "42501": "grant what docs/how-to/roles.md lists",
     "42P01": _MIGRATE,
     "42703": _MIGRATE,
     "42883": _MIGRATE,

@@ -291,8 +291,8 @@ class _PostgresExporter:
 class PostgresSpanExporter(_PostgresExporter, SpanExporter):
     """Writes spans into PostgreSQL; SUCCESS means committed.
 
-    Keyword arguments are the settings of docs/sdk.md (`dsn`, `schema`, `timeout`, …); what is not given comes from
-    the environment variables `OTEL_EXPORTER_POSTGRESQL_*`. Raises ConfigurationError for a bad one. Connects with
+    Keyword arguments are the settings of docs/reference/sdk.md (`dsn`, `schema`, `timeout`, …); what is not given comes
+    from the environment variables `OTEL_EXPORTER_POSTGRESQL_*`. Raises ConfigurationError for a bad one. Connects with
     the first export, and again in each forked child. Safe to share between threads.
     """
 

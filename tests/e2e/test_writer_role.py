@@ -1,4 +1,4 @@
-"""The whole of ingest as the role that docs/roles.md makes for it, which may add rows and read next to nothing."""
+"""The whole of ingest as the role that docs/how-to/roles.md makes for it, to add rows and read next to nothing."""
 
 import time
 from collections.abc import Iterator

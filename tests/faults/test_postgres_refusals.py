@@ -312,4 +312,4 @@ def test_rights_that_were_revoked_hold_rows_back_until_they_are_granted_again(
                 execute(granted, f"GRANT {right} TO otel_writer")
         running.wait_for_more()
     judge(granted, ledger, services=[service])
-    assert_said(caplog, "42501.*docs/roles.md")
+    assert_said(caplog, "42501.*docs/how-to/roles.md")

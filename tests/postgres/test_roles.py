@@ -1,4 +1,4 @@
-"""What docs/roles.md grants is enough, and no more."""
+"""What docs/how-to/roles.md grants is enough, and no more."""
 
 import contextlib
 import datetime as dt
@@ -37,7 +37,7 @@ from tests.postgres.samples import (
 from tests.workload import database, logs, record, traces
 from tests.workload import span as workload_span
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "roles.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to" / "roles.md"
 ROLES = ("otel_migrator", "otel_writer", "otel_reader", "otel_operator")
 DAY_NUMBER = minute_of(NOON) // 1440
 
@@ -46,7 +46,7 @@ RESOURCE_ROW = {"resource_id": RESOURCE, "schema_url": "", "dropped_attributes_c
 
 @pytest.fixture
 def granted(empty_dsn: str) -> Iterator[str]:
-    """Return the DSN of a database that was set up by following docs/roles.md."""
+    """Return the DSN of a database that was set up by following docs/how-to/roles.md."""
     once, rights = re.findall(r"```sql\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     with psycopg.connect(empty_dsn, autocommit=True) as administrator:
         database = administrator.info.dbname
@@ -216,7 +216,7 @@ def test_the_reader_sees_dead_letters_and_verifies(granted: str, reader: Connect
         [letter] = letters.newest_first(Selection())
         assert letters.items([letter.id])
         assert list(Verification(connection, settings, since=NOON - dt.timedelta(days=9999)).run()) == []
-        with pytest.raises(DeploymentError, match=r"docs/roles\.md"):
+        with pytest.raises(DeploymentError, match=r"docs/how-to/roles\.md"):
             list(letters.purge(Selection()))
 
 

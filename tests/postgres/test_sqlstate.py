@@ -71,7 +71,7 @@ def test_a_deployment_error_names_its_remedy() -> None:
     missing = unavailable(error("42P01"), phase="spans", broken=False)
     assert isinstance(missing, DeploymentError)
     assert "otel-pg-exporter migrate" in str(missing)
-    assert "docs/roles.md" in str(unavailable(error("42501"), phase="spans", broken=False))
+    assert "docs/how-to/roles.md" in str(unavailable(error("42501"), phase="spans", broken=False))
 
 
 def copy_numbers(connection: psycopg.Connection[tuple[Any, ...]], numbers: Sequence[int]) -> None:

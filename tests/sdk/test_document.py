@@ -1,4 +1,4 @@
-"""What docs/sdk.md says to do, done in processes of their own."""
+"""What docs/how-to/sdk.md says to do, done in processes of their own."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = (ROOT / "docs" / "sdk.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "docs" / "how-to" / "sdk.md").read_text(encoding="utf-8")
 DOCUMENTED_DSN = "postgresql://app@db.example/telemetry"
 
 PACKAGE, SDK = "opentelemetry.instrumentation.logging.handler", "opentelemetry.sdk._logs"
@@ -69,7 +69,7 @@ def stored(dsn: str) -> list[tuple[str, ...]]:
 def test_set_up_by_hand_stores_spans_and_logs_of_the_service(
     module: str, dsn: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    set_up = block("### By hand", "python")
+    set_up = block("## By hand", "python")
     assert f"from {PACKAGE} import LoggingHandler" in set_up
     assert f"`from {SDK} import LoggingHandler`" in DOCUMENT  # the way without the package
     assert DOCUMENTED_DSN in set_up
@@ -82,7 +82,7 @@ def test_set_up_by_hand_stores_spans_and_logs_of_the_service(
 def test_set_up_by_environment_stores_spans_and_logs_of_the_service(
     dsn: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    commands = block("### By environment", "sh", 1)  # after the packages
+    commands = block("## By environment", "sh", 1)  # after the packages
     assert DOCUMENTED_DSN in commands
     (tmp_path / "app.py").write_text(APP, encoding="utf-8")
     run(["bash", "-eu", "-c", commands.replace(DOCUMENTED_DSN, '"$DSN"')], tmp_path, environment)
@@ -90,7 +90,7 @@ def test_set_up_by_environment_stores_spans_and_logs_of_the_service(
 
 
 def test_the_command_that_makes_the_tables_does_so(empty_dsn: str, environment: dict[str, str], tmp_path: Path) -> None:
-    command = block("## Set up", "sh")
+    command = block("## The tables", "sh")
     commands = re.sub(r"postgresql://\S+", '"$DSN"', command)
     assert commands != command
     run(["bash", "-eu", "-c", commands], tmp_path, environment | {"DSN": empty_dsn})

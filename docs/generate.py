@@ -1,0 +1,63 @@
+# ruff: noqa: INP001 - a script, not a package
+"""Write the generated parts of the documentation anew, from their definitions in the code: `make docs-reference`.
+
+A generated part stands between two comments, `<!-- generated: NAME -->` and `<!-- end of generated part -->`. A new one
+is a line in `PARTS` and its two comments in the document. `tests/test_docs.py` holds the documents equal to what this
+writes.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from otel_pg_exporter.config import (
+    SDK_PREFIX,
+    SERVER_PREFIX,
+    ExporterSettings,
+    ServeSettings,
+    markdown_table,
+)
+
+DOCS = Path(__file__).parent
+END = "<!-- end of generated part -->"
+
+
+class Part(NamedTuple):
+    """A part of a document, and what writes its lines."""
+
+    document: Path
+    name: str
+    lines: Callable[[], Iterable[str]]
+
+
+def serve_settings() -> Iterable[str]:
+    """Return the table of the server's settings."""
+    names = {"flag": lambda setting: setting.flag, "key in the file": lambda setting: setting.name}
+    return markdown_table(ServeSettings, prefix=SERVER_PREFIX, names=names)
+
+
+def sdk_settings() -> Iterable[str]:
+    """Return the table of the exporters' settings."""
+    return markdown_table(ExporterSettings, prefix=SDK_PREFIX, names={"argument": lambda setting: setting.name})
+
+
+PARTS = (
+    Part(DOCS / "reference" / "settings.md", "settings", serve_settings),
+    Part(DOCS / "reference" / "sdk.md", "settings", sdk_settings),
+)
+
+
+def with_part(text: str, part: Part) -> str:
+    """Return a document's text with the part written anew; ValueError where it has no place for it."""
+    begin = f"<!-- generated: {part.name} -->\n"
+    before, found, rest = text.partition(begin)
+    _, end, after = rest.partition(END)
+    if not (found and end):
+        message = f"{part.document}: no {begin.strip()} … {END}"
+        raise ValueError(message)
+    return before + begin + "".join(f"{line}\n" for line in part.lines()) + end + after
+
+
+if __name__ == "__main__":
+    for each in PARTS:
+        each.document.write_text(with_part(each.document.read_text(encoding="utf-8"), each), encoding="utf-8")
