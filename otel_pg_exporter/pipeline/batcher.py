@@ -101,7 +101,7 @@ class Batcher:
         while requests := self._take():
             try:
                 self._commit(requests)
-            except Exception as exc:  # a bug must not end the thread: all later requests would hang
+            except BaseException as exc:  # a bug (in Rust: a panic) must not end the thread: later requests would hang
                 _logger.critical("a batch of %d requests failed unexpectedly", len(requests), exc_info=exc)
                 _fail(requests, RetryableError(f"internal error: {type(exc).__name__}"))
             requests = []  # not to be kept while this thread waits for the next

@@ -135,17 +135,22 @@ def test_shutdown_during_an_outage_fails_what_waits_with_a_retryable_error() -> 
     assert batcher.shutdown(10)  # its thread has ended
 
 
-def test_a_bug_in_writing_fails_its_requests_and_no_later_ones() -> None:
+class Panic(BaseException):
+    """As PyO3 raises it for a panic in Rust: no Exception."""
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError, Panic])
+def test_a_bug_in_writing_fails_its_requests_and_no_later_ones(bug: type[BaseException]) -> None:
     calls: list[int] = []
 
     def write(batches: Sequence[RowBatch]) -> Sequence[Outcome]:
         calls.append(len(batches))
         if len(calls) == 1:
-            raise ZeroDivisionError
+            raise bug
         return [Outcome(stored=batch.item_count) for batch in batches]
 
     batcher = Batcher(write, PipelineSettings(writers=1))
-    with pytest.raises(RetryableError, match="internal error: ZeroDivisionError"):
+    with pytest.raises(RetryableError, match=f"internal error: {bug.__name__}"):
         batcher.submit(request()).result(10)
     assert batcher.submit(request()).result(10) == Outcome(stored=1)
     batcher.shutdown(10)
