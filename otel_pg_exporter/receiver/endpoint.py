@@ -10,6 +10,7 @@ from otel_pg_exporter.errors import ConfigurationError, StartupError
 
 _ENDPOINT = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:/\s]+)):(?P<port>[0-9]{1,5})")
 _MAX_PORT = 65_535
+_BACKLOG = 1_024  # connections that wait to be accepted; the system may allow fewer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,34 +41,61 @@ def check_free(endpoint: Endpoint, *, setting: str, reuse_port: bool = False) ->
     Asked before the server binds: grpcio keeps the operating system's reason to itself, and of a name with two
     addresses (`localhost`) it silently takes the free one when the other belongs to someone else.
     """
+    for each in _bound(endpoint, setting, reuse_port=reuse_port):
+        each.close()
+
+
+def listen(endpoint: Endpoint, *, setting: str, reuse_port: bool = False) -> list[socket.socket]:
+    """Listen on all addresses of `endpoint`, on the same port; raise StartupError as `check_free` does."""
+    sockets = _bound(endpoint, setting, reuse_port=reuse_port)
+    for each in sockets:
+        each.listen(_BACKLOG)
+    return sockets
+
+
+def _bound(endpoint: Endpoint, setting: str, *, reuse_port: bool) -> list[socket.socket]:
+    """Bind a socket to each address of `endpoint` that this machine has."""
     try:
         found = socket.getaddrinfo(
             endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
         )
     except OSError as exc:
         raise StartupError(f"{setting}: cannot resolve {endpoint.host!r}: {exc.strerror}") from exc
-    usable = False
     missing: OSError | None = None
-    for family, kind, protocol, _, address in found:
-        try:
-            _try_bind(family, kind, protocol, address, reuse_port=reuse_port)
-        except OSError as exc:
-            # One missing address is no error: many hosts resolve localhost to ::1 but have no IPv6.
-            if exc.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
-                raise _not_free(endpoint, exc, setting) from exc
-            missing = exc
-        else:
-            usable = True
-    if not usable and missing is not None:
-        raise _not_free(endpoint, missing, setting) from missing
+    with contextlib.ExitStack() as opened:
+        sockets: list[socket.socket] = []
+        port = endpoint.port  # if the system chooses it, then once for all addresses
+        for family, kind, protocol, _, address in found:
+            whole = (address[0], port, *address[2:])
+            try:
+                each = _bind(family, kind, protocol, whole, only_ipv6=len(found) > 1, reuse_port=reuse_port)
+            except OSError as exc:
+                # One missing address is no error: many hosts resolve localhost to ::1 but have no IPv6.
+                if exc.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+                    raise _not_free(endpoint, exc, setting) from exc
+                missing = exc
+            else:
+                sockets.append(opened.enter_context(each))
+                port = each.getsockname()[1]
+        if not sockets and missing is not None:
+            raise _not_free(endpoint, missing, setting) from missing
+        opened.pop_all()
+    return sockets
 
 
-def _try_bind(family: int, kind: int, protocol: int, address: tuple[object, ...], *, reuse_port: bool) -> None:
-    with contextlib.closing(socket.socket(family, kind, protocol)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a port in TIME_WAIT looked busy
+def _bind(
+    family: int, kind: int, protocol: int, address: tuple[object, ...], *, only_ipv6: bool, reuse_port: bool
+) -> socket.socket:
+    with contextlib.ExitStack() as opened:
+        each = opened.enter_context(socket.socket(family, kind, protocol))
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a port in TIME_WAIT looked busy
         if reuse_port:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        probe.bind(address)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6 and only_ipv6:
+            each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # the IPv4 address has a socket of its own
+        each.bind(address)
+        opened.pop_all()
+    return each
 
 
 def _not_free(endpoint: Endpoint, error: OSError, setting: str) -> StartupError:

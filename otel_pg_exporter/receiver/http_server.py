@@ -1,0 +1,170 @@
+"""An HTTP/1.1 server in a thread of its own: uvicorn, with the bounds that it lacks, on sockets that we open.
+
+uvicorn leaves signals alone outside the main thread, so `serve` goes on to own them.
+"""
+
+import asyncio
+import socket
+import ssl
+import threading
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from otel_pg_exporter.receiver.endpoint import Endpoint, listen
+
+# Seconds that a connection may take to bring the next request's headers, however it uses them: to be idle, to send
+# header by header, or to go on with a body that was refused. SDKs come back after 5 (spans, logs) and 60 (metrics).
+_IDLE_TIMEOUT = 75.0
+
+# Bytes that may come in a row and be neither a whole header block nor a piece of body; uvicorn reads on for ever.
+_LARGEST_HEAD = 2**16
+
+_TOO_LARGE_A_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class HttpServer:
+    """Serves an ASGI app on an endpoint, by an event loop in one thread, which `stop` joins.
+
+    The app must not block: everything that takes time belongs into other threads. With `tls` it speaks HTTPS; that
+    context may load another certificate at any time, which counts for connections from then on.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        endpoint: Endpoint,
+        *,
+        setting: str,
+        reuse_port: bool = False,
+        tls: ssl.SSLContext | None = None,
+        idle_timeout: float = _IDLE_TIMEOUT,
+    ) -> None:
+        """Prepare to serve; `setting` is how a StartupError names the endpoint to the user."""
+        self._endpoint = endpoint
+        self._setting = setting
+        self._reuse_port = reuse_port
+        self._state = _State(idle_timeout)
+        self._server = _Server(_config(app, tls), self._state)
+        self._thread = threading.Thread(target=self._run, name="http-server", daemon=True)
+        self._listeners: list[socket.socket] = []
+
+    def start(self) -> int:
+        """Listen and serve; return the port, which the system chose if the endpoint's is 0.
+
+        Raises StartupError when the endpoint cannot be had.
+        """
+        self._listeners = listen(self._endpoint, setting=self._setting, reuse_port=self._reuse_port)
+        port: int = self._listeners[0].getsockname()[1]
+        self._thread.start()  # who connects before it is ready waits in the backlog
+        return port
+
+    def part(self) -> None:
+        """Let the next answer on each connection be its last, by `Connection: close`; go on to serve."""
+        self._state.parting = True
+
+    def stop(self, grace: float) -> None:
+        """Stop: take no connection, close idle ones, finish what is in flight within `grace` seconds, cut the rest.
+
+        May be repeated, and called without `start()`.
+        """
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(grace)
+            self._server.force_exit = True
+            self._thread.join()
+
+    def _run(self) -> None:
+        self._server.run(sockets=self._listeners)
+
+
+class _State(ServerState):
+    """What the connections of a server share."""
+
+    def __init__(self, idle_timeout: float) -> None:
+        super().__init__()
+        self.idle_timeout = idle_timeout
+        self.parting = False  # set by another thread; each connection asks when headers have come
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, state: _State) -> None:
+        super().__init__(config)
+        self.server_state = state
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):  # those whose time is up
+            if isinstance(connection, _Connection):
+                connection.transport.abort()
+        await asyncio.sleep(0)  # the loop, which ends now, tells them
+
+
+class _Connection(HttpToolsProtocol):
+    """A connection whose headers are bounded, in size and in the time that they take."""
+
+    server_state: _State
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - uvicorn's business
+        super().__init__(*args, **kwargs)
+        self._patience: asyncio.TimerHandle | None = None
+        self._unparsed = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's is narrower
+        super().connection_made(transport)
+        self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cease_to_wait()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unparsed += len(data)
+        super().data_received(data)
+        if self._unparsed > _LARGEST_HEAD and not self.transport.is_closing():
+            self.transport.write(_TOO_LARGE_A_HEAD)
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        self._unparsed = 0
+        self._cease_to_wait()
+        super().on_headers_complete()
+        if self.server_state.parting:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed = 0
+        super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+            self._await_headers()
+
+    def _await_headers(self) -> None:
+        self._patience = self.loop.call_later(self.server_state.idle_timeout, self.timeout_keep_alive_handler)
+
+    def _cease_to_wait(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+
+def _config(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_Connection,
+        ws="none",
+        lifespan="off",
+        loop="asyncio",
+        timeout_keep_alive=int(_IDLE_TIMEOUT) + 1,  # ours, which also runs while data comes, is there first
+        proxy_headers=False,  # they would replace the peer's address by whatever a sender says
+        server_header=False,
+        access_log=False,
+        log_config=None,  # logging is set up by the process
+        log_level="error",  # its warnings come by the request, from whoever sends nonsense
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls,
+    )

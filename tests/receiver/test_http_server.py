@@ -1,0 +1,199 @@
+import asyncio
+import contextlib
+import http.client
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+import trustme
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from otel_pg_exporter.errors import StartupError
+from otel_pg_exporter.receiver.endpoint import Endpoint
+from otel_pg_exporter.receiver.http_server import HttpServer
+from tests.support import wait_until
+
+SETTING = "--http-endpoint"
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+async def hello(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer at once, whatever the body."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+class Gated:
+    """An app that answers once it is released."""
+
+    def __init__(self) -> None:
+        self._released = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._released.wait()
+        await hello(scope, receive, send)
+
+    @property
+    def waiting(self) -> bool:
+        return self._loop is not None
+
+    def release(self) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._released.set)
+
+
+Start = Callable[..., int]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def run(app: ASGIApp = hello, *, host: str = "127.0.0.1", idle_timeout: float = 60, **more: object) -> int:
+            endpoint = Endpoint(host=host, port=0)
+            server = HttpServer(app, endpoint, setting=SETTING, idle_timeout=idle_timeout, **more)  # type: ignore[arg-type] # a test's shortcut
+            stack.callback(server.stop, 10)
+            return server.start()
+
+        yield run
+
+
+def heard(port: int, *parts: bytes) -> bytes:
+    """Send, and return what comes until the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        for part in parts:
+            connection.sendall(part)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while data := connection.recv(65_536):
+                answer += data
+    return answer
+
+
+def test_it_serves_on_every_address_of_a_name_with_the_same_port(start: Start) -> None:
+    port = start(host="localhost")
+    for *_, address in socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM):
+        connection = http.client.HTTPConnection(str(address[0]), port, timeout=30)
+        connection.request("POST", "/", b"x" * 100_000)
+        assert connection.getresponse().read() == b"hello"
+        connection.close()
+
+
+def test_a_busy_port_is_a_startup_error_and_a_shared_one_is_none(start: Start) -> None:
+    port = start(reuse_port=True)
+    with pytest.raises(StartupError, match=rf"cannot listen on 127.0.0.1:{port}: Address already in use.*{SETTING}"):
+        HttpServer(hello, Endpoint(host="127.0.0.1", port=port), setting=SETTING).start()
+    other = HttpServer(hello, Endpoint(host="127.0.0.1", port=port), setting=SETTING, reuse_port=True)
+    assert other.start() == port
+    other.stop(10)
+
+
+def test_a_connection_that_brings_no_whole_headers_in_time_is_closed(start: Start) -> None:
+    port = start(idle_timeout=0.3)
+    assert heard(port) == b""
+    assert heard(port, b"GET / HTTP/1.1\r\nhost") == b""
+    assert heard(port, GET, b"GET").endswith(b"hello")
+
+
+def test_a_body_that_goes_on_and_on_after_the_answer_is_cut_off(start: Start) -> None:
+    port = start(idle_timeout=0.5)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000000\r\n\r\n")
+
+        def refused() -> bool:
+            try:
+                connection.sendall(b"x" * 10_000)
+            except ConnectionError:
+                return True
+            return False
+
+        wait_until(refused, timeout=30)
+
+
+def test_headers_of_any_kind_that_never_end_are_cut_off(start: Start) -> None:
+    port = start()
+    for beginning in (b"GET /", b"GET / HTTP/1.1\r\nx: ", b"GET / HTTP/1.1\r\n", b"GE"):
+        line = b"n: v\r\n" if beginning.endswith(b"\r\n") else b"x" * 6
+        with contextlib.suppress(ConnectionError):  # it may be closed while we still send
+            answer = heard(port, beginning, *([line * 1_000] * 100))
+            assert answer[:12] in {b"", b"HTTP/1.1 431", b"HTTP/1.1 400"}
+
+
+def test_pipelined_requests_are_answered_in_their_order_and_the_connection_lives_on(start: Start) -> None:
+    port = start()
+    answer = heard(port, GET * 500 + GET.replace(b"host: x", b"connection: close"))
+    assert answer.count(b"HTTP/1.1 200") == answer.count(b"hello") == 501
+
+
+def test_nonsense_is_answered_with_400_and_logged_nowhere(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    port = start()
+    for nonsense in (b"\x16\x03\x01\x02\x00\x01\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/9\r\n\r\n"):
+        assert heard(port, nonsense).startswith(b"HTTP/1.1 400")
+    assert [each.message for each in caplog.records if each.levelno > logging.DEBUG] == []
+
+
+def test_a_stop_closes_idle_connections_finishes_what_is_in_flight_and_then_refuses_connections() -> None:
+    app = Gated()
+    server = HttpServer(app, Endpoint(host="127.0.0.1", port=0), setting=SETTING)
+    port = server.start()
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=30) as idle,
+        socket.create_connection(("127.0.0.1", port), timeout=30) as busy,
+    ):
+        busy.sendall(GET)
+        wait_until(lambda: app.waiting)
+        stopping = threading.Thread(target=server.stop, args=[30])
+        stopping.start()
+        assert idle.recv(1) == b""
+        app.release()
+        answer = b"".join(iter(lambda: busy.recv(65_536), b""))
+        assert answer.endswith(b"hello")
+        assert b"connection: close" in answer
+        stopping.join()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    server.stop(0)  # once more does no harm
+
+
+def test_a_stop_cuts_what_does_not_end_within_its_grace() -> None:
+    app = Gated()
+    server = HttpServer(app, Endpoint(host="127.0.0.1", port=0), setting=SETTING)
+    port = server.start()
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as busy:
+        busy.sendall(GET)
+        wait_until(lambda: app.waiting)
+        server.stop(0.1)
+        with contextlib.suppress(ConnectionResetError):
+            assert b"hello" not in busy.recv(65_536)
+
+
+def test_once_parting_every_connection_gets_one_more_answer() -> None:
+    server = HttpServer(hello, Endpoint(host="127.0.0.1", port=0), setting=SETTING)
+    port = server.start()
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(GET)
+        assert b"connection: close" not in connection.recv(65_536)
+        server.part()
+        connection.sendall(GET)
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+        assert b"connection: close" in answer
+    server.stop(10)
+
+
+def test_with_tls_it_speaks_https(start: Start) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    connection = http.client.HTTPSConnection("127.0.0.1", start(tls=context), context=trusting, timeout=30)
+    connection.request("GET", "/")
+    assert connection.getresponse().read() == b"hello"
+    connection.close()
