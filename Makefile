@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lint-native unit unit-native fuzz-native test-system faults build bench bench-end-to-end fuzz docs-reference setup clean
+.PHONY: help run test lint lint-native unit unit-native fuzz-native test-system faults build bench bench-end-to-end fuzz docs docs-serve docs-reference setup clean
 
 ARGS ?=
 # Tests wait more than they work, so few cores take more of them at a time.
@@ -33,6 +33,7 @@ help:
 	@echo 'make bench-end-to-end [ARGS="--quick"]           from OTLP to COMMIT: half an hour'
 	@echo 'make fuzz [SECONDS=600]                          hostile bytes for the decoder, for so long and then some'
 	@echo 'make fuzz-native [SECONDS=600]                   the same for the native core alone'
+	@echo 'make docs | docs-serve                           the documentation as a site: in site/, on 127.0.0.1:8000'
 	@echo 'make docs-reference                              write the generated parts of docs/ anew'
 	@echo 'make build                                       wheel and sdist, in dist/'
 
@@ -94,13 +95,22 @@ fuzz: .venv/.dev
 	.venv/bin/python -m tests.fuzz.run --seconds $(SECONDS)
 	$(PYTEST) tests/fuzz --hypothesis-profile=fuzz --timeout=0
 
+# Broken links and anchors end the build.
+docs: .venv/.dev
+	.venv/bin/python docs/site.py build/docs
+	.venv/bin/zensical build --clean --strict
+
+docs-serve: .venv/.dev
+	.venv/bin/python docs/site.py build/docs
+	.venv/bin/zensical serve --dev-addr 127.0.0.1:8000
+
 docs-reference: .venv/.dev
 	.venv/bin/python docs/generate.py
 
 setup: .venv/.dev
 
 clean:
-	rm -rf .venv .uv build dist *.egg-info native/target otel_pg_exporter/_native*.so
+	rm -rf .venv .uv build dist site .cache *.egg-info native/target otel_pg_exporter/_native*.so
 
 # What `run` needs, without the developers' tools; it takes nothing away that is there.
 .venv/.run: pyproject.toml uv.lock $(NATIVE)

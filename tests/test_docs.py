@@ -2,12 +2,20 @@
 
 import re
 import runpy
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md")
+    for path in ROOT.glob(pattern)
+    if "node_modules" not in path.parts
+)
 
 
 def headings(document: Path) -> set[str]:
@@ -35,3 +43,19 @@ def test_what_is_generated_says_what_the_code_has() -> None:
     for part in script["PARTS"]:
         text = part.document.read_text(encoding="utf-8")
         assert text == script["with_part"](text, part), "run `make docs-reference`"
+
+
+def test_the_site_is_built_without_a_broken_link_and_its_navigation_has_every_page(tmp_path: Path) -> None:
+    configuration = (ROOT / "zensical.toml").read_text(encoding="utf-8")
+    (tmp_path / "zensical.toml").write_text(configuration, encoding="utf-8")
+    project = tomllib.loads(configuration)["project"]
+    for command in (
+        [sys.executable, ROOT / "docs" / "site.py", tmp_path / project["docs_dir"]],
+        [Path(sys.executable).with_name("zensical"), "build", "--strict"],
+    ):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    navigation = re.findall(r'= "(docs/[^"]+\.md)"', configuration)
+    assert sorted(navigation) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))
+    assert (tmp_path / project["site_dir"] / "docs" / "index.html").exists()
