@@ -26,12 +26,14 @@ class Job:
 class Ticker:
     """Runs jobs at intervals, in one thread, until `stop`. A job that fails is run again when it is due again."""
 
-    def __init__(self, jobs: Sequence[Job], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], *, name: str = "ticker", clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._clock = clock
         self._notices = RateLimitedLogger(_logger)
         self._stopping = threading.Event()
         self._due = [(clock() + job.interval, job) for job in jobs]
-        self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def stop(self, timeout: float = _LAST_JOB) -> None:

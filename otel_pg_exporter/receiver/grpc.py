@@ -9,7 +9,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
@@ -84,6 +84,9 @@ class GrpcServer:
     `export` is called in the call's thread, many at a time, and must not wait for ever; it raises ExporterError for a
     whole request. The `Hold` that it is given is the request's share of `budget`, until nobody keeps it any more.
 
+    With `credentials` it serves TLS. Before all else `authenticate` is given what a call brings as `authorization`; it
+    raises UnauthenticatedError for who may not send. Health checks need no credentials.
+
     On a shared port (`reuse_port`) a connection lives for `connection_age` seconds, give or take 10 %. Then its client
     is told by GOAWAY to open another, which after a stop has begun leads to the next process.
     """
@@ -94,6 +97,8 @@ class GrpcServer:
         budget: ByteBudget,
         settings: ReceiverSettings,
         *,
+        credentials: grpc.ServerCredentials | None = None,
+        authenticate: Callable[[Sequence[str]], None] | None = None,
         took: Took = unmeasured,
         body_timeout: float = 30.0,
         connection_age: float = 5.0,
@@ -101,6 +106,8 @@ class GrpcServer:
         self._budget = budget
         self._took = took
         self._settings = settings
+        self._credentials = credentials
+        self._authenticate = authenticate
         self._endpoint = parse_endpoint(settings.grpc_endpoint, setting=ENDPOINT_SETTING)
         self._estimates = SenderEstimates(floor=_LEAST_ESTIMATE, cap=int(budget.limit * _LARGEST_ESTIMATE))
         self._gate = CallGate(settings.max_calls)
@@ -125,7 +132,7 @@ class GrpcServer:
         """
         check_free(self._endpoint, setting=ENDPOINT_SETTING, reuse_port=self._settings.reuse_port)
         try:
-            port = self._server.add_insecure_port(str(self._endpoint))
+            port = self._add_port(str(self._endpoint))
         except RuntimeError as exc:
             raise StartupError(
                 f"cannot listen on {self._endpoint}; choose another with {ENDPOINT_SETTING}: {exc}"
@@ -174,6 +181,11 @@ class GrpcServer:
         while count_connections(self._port) and (left := deadline - time.monotonic()) > 0:
             pause.wait(min(_LOOK_INTERVAL, left))
 
+    def _add_port(self, address: str) -> int:
+        if self._credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._credentials)
+
     def _add(self, service: str, take: Callable[[bytes, Hold], bytes]) -> None:
         """Register `service` with its one method, Export; `take` turns a request's body into a response's."""
         method = grpc.stream_unary_rpc_method_handler(functools.partial(self._handle, take))
@@ -205,6 +217,8 @@ class GrpcServer:
         self, take: Callable[[bytes, Hold], bytes], messages: Iterator[bytes], context: grpc.ServicerContext
     ) -> bytes:
         sender, began = context.peer(), time.perf_counter()
+        if self._authenticate is not None:
+            self._authenticate([str(value) for key, value in context.invocation_metadata() if key == "authorization"])
         with self._gate:
             reservation = self._budget.reserve(self._estimates.value(sender), timeout=_ADMISSION_TIMEOUT)
             try:

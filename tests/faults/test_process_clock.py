@@ -225,6 +225,7 @@ _WALL_CLOCK = {
     "pipeline/spool_writer.py": "how old a request in doubt is",
     "postgres/replay.py": "when a dead letter is sent again",
     "postgres/writer.py": "when a resource was seen",
+    "receiver/tls.py": "when the certificate ends",
     "sdk/exporters.py": "when items were exported",
 }
 

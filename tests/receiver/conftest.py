@@ -9,6 +9,7 @@ import pytest
 from otel_pg_exporter.config import ReceiverSettings
 from otel_pg_exporter.pipeline.admission import ByteBudget
 from otel_pg_exporter.receiver.grpc import GrpcServer
+from otel_pg_exporter.receiver.security import Security
 from tests.receiver.support import Client, Connect, Export, Running, Serve, settings
 
 
@@ -23,9 +24,17 @@ def serve() -> Iterator[Serve]:
             *,
             budget: int = 512 * 2**20,
             body_timeout: float = 30,
+            security: Security | None = None,
         ) -> Running:
             byte_budget = ByteBudget(budget)
-            server = GrpcServer(export, byte_budget, values or settings(), body_timeout=body_timeout)
+            server = GrpcServer(
+                export,
+                byte_budget,
+                values or settings(),
+                credentials=None if security is None else security.grpc_credentials,
+                authenticate=None if security is None else security.authenticate,
+                body_timeout=body_timeout,
+            )
             port = server.start()
             server.set_serving(True)
 

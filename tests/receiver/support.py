@@ -16,6 +16,7 @@ from otel_pg_exporter.config import ReceiverSettings
 from otel_pg_exporter.model import Hold, Outcome, Signal, unbounded
 from otel_pg_exporter.pipeline.admission import ByteBudget
 from otel_pg_exporter.receiver.grpc import GrpcServer
+from otel_pg_exporter.receiver.security import Security
 from tests.support import wait_until
 
 Export = Callable[[Signal, bytes, Hold], Outcome]
@@ -67,7 +68,13 @@ class Serve(Protocol):
     """Start a server on a free port, unless the settings say otherwise."""
 
     def __call__(
-        self, export: Export, values: ReceiverSettings | None = ..., *, budget: int = ..., body_timeout: float = ...
+        self,
+        export: Export,
+        values: ReceiverSettings | None = ...,
+        *,
+        budget: int = ...,
+        body_timeout: float = ...,
+        security: Security | None = ...,
     ) -> Running: ...
 
 

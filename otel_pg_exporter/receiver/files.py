@@ -1,0 +1,71 @@
+"""Files with certificates and credentials, followed while the process runs."""
+
+import logging
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from otel_pg_exporter.errors import ConfigurationError
+
+T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
+
+LOOK_INTERVAL = 1.0  # seconds between two looks at the files
+
+
+class FollowedFiles(Generic[T]):
+    """What some files say, made anew when they change; a change that is wrong leaves what was made before in force.
+
+    The contents are compared, not the files' times: so links that are swapped (Kubernetes), clocks that jump and files
+    that are put in place with an old date make no difference. `value` may be read by any thread, at any time; `look`
+    is for one thread.
+    """
+
+    def __init__(self, paths: Mapping[str, Path], make: Callable[[Mapping[str, bytes]], T]) -> None:
+        """Read the files, named by their settings, and hand their contents to `make`; both raise ConfigurationError."""
+        self._paths = paths
+        self._make = make
+        self._current = _read(paths)
+        self._seen: Mapping[str, bytes] | str = self._current
+        self.value = make(self._current)
+
+    def look(self) -> bool:
+        """Take over what has changed, and tell whether; raise ConfigurationError for what cannot be taken over.
+
+        Only what two looks in a row find alike: files that are being written, or replaced one after the other, are
+        let alone until they are done.
+        """
+        found: Mapping[str, bytes] | str
+        try:
+            found = _read(self._paths)
+        except ConfigurationError as exc:
+            found = str(exc)
+        settled, self._seen = found == self._seen, found
+        if not settled or found == self._current:
+            return False
+        try:
+            if isinstance(found, str):
+                raise ConfigurationError(found)  # noqa: TRY301 - one remark for both
+            self.value = self._make(found)
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"{exc}; what was read before stays in force") from exc
+        self._current = found
+        return True
+
+
+def warn_if_others_can_read(setting: str, path: Path) -> None:
+    """Log a warning if every user of the machine can read a file that holds secrets."""
+    if path.stat().st_mode & stat.S_IROTH:
+        _logger.warning("%s: every user of this machine can read %s; `chmod o-r` it", setting, path)
+
+
+def _read(paths: Mapping[str, Path]) -> Mapping[str, bytes]:
+    contents = {}
+    for setting, path in paths.items():
+        try:
+            contents[setting] = path.read_bytes()
+        except OSError as exc:
+            raise ConfigurationError(f"{setting}: cannot read {path}: {exc.strerror or exc}") from exc
+    return contents
