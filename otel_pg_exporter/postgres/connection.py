@@ -25,6 +25,7 @@ from psycopg.pq import TransactionStatus, abc
 
 from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.errors import ConfigurationError, DatabaseUnavailableError, OutageError
+from otel_pg_exporter.postgres.encryption import warn_if_encryption_is_optional
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 R = TypeVar("R")
@@ -98,9 +99,11 @@ def connect(settings: DatabaseSettings) -> Connection:
     Raises OutageError with libpq's reason, which names no password.
     """
     try:
-        return _DeadlineConnection.open(_arguments(settings))
+        connection = _DeadlineConnection.open(_arguments(settings))
     except psycopg.Error as exc:
         raise OutageError(_unreachable(settings, exc)) from exc
+    warn_if_encryption_is_optional(connection.pgconn)
+    return connection
 
 
 def _arguments(settings: DatabaseSettings) -> dict[str, Any]:

@@ -25,7 +25,9 @@ from otel_pg_exporter.pipeline.export import Export
 from otel_pg_exporter.pipeline.ticker import Job, Ticker
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from otel_pg_exporter.receiver.endpoint import Endpoint, check_free, parse_endpoint
+from otel_pg_exporter.receiver.exposure import exposure_warnings
 from otel_pg_exporter.receiver.grpc import ENDPOINT_SETTING, GrpcServer
+from otel_pg_exporter.receiver.security import Security
 from otel_pg_exporter.service.database import Database
 from otel_pg_exporter.service.deadline import Deadline
 from otel_pg_exporter.service.spooling import Spooling, was_used
@@ -62,6 +64,7 @@ class Service:
         self._port = 0
         self._running = ExitStack()
         self._deadline = Deadline(settings.shutdown_timeout)
+        self._security = Security(settings.security)
 
     @property
     def grpc_endpoint(self) -> Endpoint:
@@ -186,7 +189,18 @@ class Service:
             spool=None if self._spooling is None else self._spooling.spool,
             took=self._statistics.took,
         )
-        receiver = GrpcServer(export, budget, settings.receiver, took=self._statistics.took)
+        for warning in exposure_warnings(settings):
+            _logger.warning("%s", warning)
+        security = self._security
+        security.follow(stack)
+        receiver = GrpcServer(
+            export,
+            budget,
+            settings.receiver,
+            credentials=security.grpc_credentials,
+            authenticate=security.authenticate,
+            took=self._statistics.took,
+        )
         stack.callback(lambda: receiver.stop(remaining() * (1 - _RESERVED_SHARE)))
         self._port = receiver.start()
         receiver.set_serving(True)
