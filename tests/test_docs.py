@@ -50,8 +50,8 @@ def test_the_site_is_built_without_a_broken_link_and_its_navigation_has_every_pa
     (tmp_path / "zensical.toml").write_text(configuration, encoding="utf-8")
     project = tomllib.loads(configuration)["project"]
     for command in (
-        [sys.executable, ROOT / "docs" / "site.py", tmp_path / project["docs_dir"]],
-        [Path(sys.executable).with_name("zensical"), "build", "--strict"],
+        [sys.executable, str(ROOT / "docs" / "site.py"), str(tmp_path / project["docs_dir"])],
+        [str(Path(sys.executable).with_name("zensical")), "build", "--strict"],
     ):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
