@@ -17,6 +17,7 @@ from otel_pg_exporter.config import (
     ServeSettings,
     markdown_table,
 )
+from otel_pg_exporter.postgres.roles import Roles
 
 DOCS = Path(__file__).parent
 END = "<!-- end of generated part -->"
@@ -41,7 +42,23 @@ def sdk_settings() -> Iterable[str]:
     return markdown_table(ExporterSettings, prefix=SDK_PREFIX, names={"argument": lambda setting: setting.name})
 
 
+def rights() -> Iterable[str]:
+    """Return the SQL that grants the roles their rights."""
+    return _code(Roles().grants("otel"))
+
+
+def roles() -> Iterable[str]:
+    """Return the SQL that makes the roles and the schema."""
+    return _code(Roles().creation("otel"))
+
+
+def _code(sql: str) -> Iterable[str]:
+    return ["```sql", *sql.rstrip().splitlines(), "```"]
+
+
 PARTS = (
+    Part(DOCS / "how-to" / "roles.md", "rights", rights),
+    Part(DOCS / "how-to" / "roles.md", "roles", roles),
     Part(DOCS / "reference" / "settings.md", "settings", serve_settings),
     Part(DOCS / "reference" / "sdk.md", "settings", sdk_settings),
 )

@@ -17,7 +17,7 @@ import pytest
 
 from otel_pg_exporter.postgres.embedded import EmbeddedServer, find_binaries
 from otel_pg_exporter.postgres.embedded_binaries import debian_binaries
-from tests.support import FAST
+from tests.support import FAST, PASSWORD, as_role
 
 # As `serve` does, before gRPC is imported: its fork handlers crashed one in a hundred of PostgreSQL's processes.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
@@ -71,16 +71,25 @@ def dsn(server: EmbeddedServer, migrated: str) -> Iterator[str]:
         yield dsn
 
 
+@pytest.fixture
+def writer_dsn(dsn: str) -> str:
+    """Return the DSN of the same database for the role that ingest runs as."""
+    return as_role("otel_writer", dsn)
+
+
 @pytest.fixture(scope="session")
 def migrated(server: EmbeddedServer) -> str:
-    """Return the name of a migrated database, to be cloned."""
+    """Return the name of a migrated database with roles, to be cloned."""
     from otel_pg_exporter import mapping
     from otel_pg_exporter.config import DatabaseSettings
     from otel_pg_exporter.postgres.migrate import migrate
+    from otel_pg_exporter.postgres.roles import Roles
 
-    name = "migrated"
+    name, roles = "migrated", Roles()
     _execute(server, f"CREATE DATABASE {name}")
-    migrate(DatabaseSettings(dsn=server.url(name)), mapping.load())
+    migrate(DatabaseSettings(dsn=server.url(name)), mapping.load(), roles)
+    for role in roles.names.values():
+        _execute(server, f"ALTER ROLE {role} PASSWORD '{PASSWORD}'")
     return name
 
 

@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from psycopg.conninfo import make_conninfo
+
 # Settings of the PostgreSQL that tests run on: quick to start and to write, and not durable.
 FAST = {
     "fsync": "off",
@@ -13,6 +15,13 @@ FAST = {
     "shared_buffers": "64MB",
     "wal_level": "minimal",
 }
+
+PASSWORD = "x"  # of the roles that `migrate --roles` made in the tests' databases
+
+
+def as_role(role: str, dsn: str) -> str:
+    """Return the DSN of the same database for one of those roles."""
+    return make_conninfo(dsn, user=role, password=PASSWORD)
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:

@@ -95,6 +95,8 @@ def test_the_help_without_a_command_lists_the_commands() -> None:
         (["host=db password=s3cret"], "invalid choice: 'host=db password=***"),
         ([UNREACHABLE], "invalid choice"),
         (["migrate", "--check", "--print"], "not allowed with"),
+        (["migrate", "--check", "--roles"], "leave --roles out"),
+        (["migrate", "--roles", "Otel"], "'Otel' can't begin the names of roles"),
         (["migrate"], "--dsn or OTEL_PG_EXPORTER_DSN"),
         (["migrate", "--writers", "3"], "unknown argument --writers"),
         (["serve", "--writers", "many"], "--writers: 'many' is no whole number"),
@@ -266,6 +268,24 @@ def test_migrate_makes_the_tables_and_check_tells_whether_they_are_up_to_date(em
         assert again.returncode == 0
         assert again.stdout.startswith("schema otel (")
         assert again.stdout.endswith(") is up to date\n")
+
+
+def test_migrate_makes_roles_and_says_how_they_get_passwords(empty_dsn: str) -> None:
+    made = run("migrate", "--roles", "shown", OTEL_PG_EXPORTER_DSN=empty_dsn).stdout
+    try:
+        assert "applied role shown_writer" in made
+        assert "\n  \\password shown_writer\n" in made
+        assert run("migrate", "--roles", "shown", OTEL_PG_EXPORTER_DSN=empty_dsn).stdout.endswith("is up to date\n")
+    finally:
+        names = "shown_operator, shown_writer, shown_reader, shown_migrator"
+        execute(empty_dsn, f"DROP OWNED BY {names} CASCADE")
+        execute(empty_dsn, f"DROP ROLE {names}")
+
+
+def test_migrate_prints_the_roles_too() -> None:
+    printed = run("migrate", "--print", "--roles").stdout
+    assert "CREATE ROLE %I LOGIN" in printed
+    assert 'GRANT INSERT ON spans, logs, resources, traces, ingest_requests, dead_letters TO "otel_writer"' in printed
 
 
 def test_migrate_reads_the_same_file_as_serve(empty_dsn: str, tmp_path: Path) -> None:

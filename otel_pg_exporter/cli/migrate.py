@@ -14,7 +14,8 @@ receiver writes. (`serve` does this by itself for its own PostgreSQL, and elsewh
 _EPILOG = f"""\
 examples:
   {PROGRAM} migrate --dsn postgresql://otel_migrator@db.example/telemetry
-  {PROGRAM} migrate --print > tables.sql
+  {PROGRAM} migrate --roles --dsn postgresql://postgres@db.example/telemetry
+  {PROGRAM} migrate --print --roles > tables.sql
   {PROGRAM} migrate --check --dsn postgresql://otel_writer@db.example/telemetry
 
 exit status: 0 the tables are up to date, 1 they are not or cannot be reached, 2 wrong flag or setting.
@@ -30,6 +31,14 @@ def add_to(commands: Commands) -> None:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--print", action="store_true", help="print the SQL for an empty schema; needs no database")
     only.add_argument("--check", action="store_true", help="only tell whether the tables are up to date")
+    parser.add_argument(
+        "--roles",
+        nargs="?",
+        const="otel",
+        metavar="PREFIX",
+        help="as an administrator: create the roles PREFIX_migrator, _writer, _reader and _operator (default: otel_…) "
+        "where they are missing, without passwords, and grant each its rights; the migrator owns new tables",
+    )
     add_database_settings(parser, "mappings")
 
 
@@ -38,11 +47,15 @@ def _run(options: argparse.Namespace) -> int:
     from otel_pg_exporter import mapping
     from otel_pg_exporter.postgres.connection import connect, mask_dsn
     from otel_pg_exporter.postgres.migrate import check, migrate, render
+    from otel_pg_exporter.postgres.roles import Roles
 
     database = settings.database
     columns = mapping.load(settings.mapping.mappings)
+    roles = Roles(prefix=options.roles) if options.roles is not None else None
+    if options.check and roles:
+        raise ConfigurationError("--check looks at the tables alone: leave --roles out")
     if options.print:
-        print_lines([render(database.schema, columns)])
+        print_lines([render(database.schema, columns, roles)])
         return 0
     if not database.dsn:
         raise ConfigurationError(
@@ -55,6 +68,13 @@ def _run(options: argparse.Namespace) -> int:
             check(connection, database.schema, columns)
         print_lines([f"{where} is up to date"])
         return 0
-    applied = migrate(database, columns)
+    applied = migrate(database, columns, roles)
     print_lines([f"{where}: applied {name}" for name in applied] or [f"{where} is up to date"])
+    if created := [name.removeprefix("role ") for name in applied if name.startswith("role ")]:
+        print_lines(
+            [
+                "New roles have no password. In psql, give one to each that is to log in by password:",
+                *(rf"  \password {name}" for name in created),
+            ]
+        )
     return 0

@@ -29,6 +29,7 @@ from otel_pg_exporter.postgres.columns import (
     missing_columns,
 )
 from otel_pg_exporter.postgres.connection import Connection, connect
+from otel_pg_exporter.postgres.roles import Roles
 
 # A waiting ALTER TABLE holds up every COPY behind it: rather many short waits than one long one.
 _ATTEMPTS = 20
@@ -38,6 +39,7 @@ _PAUSE = 0.5  # seconds between attempts, for the writers that queued up
 _MAX_IDENTIFIER = 63  # bytes; PostgreSQL cuts longer ones, and finds them no more
 _FILE = re.compile(r"(\d{4})_\w+\.sql")
 _TABLES = frozenset({"dead_letters", "ingest_requests", "logs", "resources", "spans", "traces"})
+_SETTINGS = "SET LOCAL standard_conforming_strings = on;\nSET LOCAL client_min_messages = warning;"
 _PLACEHOLDER = re.compile(r"(?<!:):(schema|promoted_columns)\b")
 
 
@@ -82,9 +84,10 @@ def bundled() -> list[Migration]:
     return sorted(found, key=lambda migration: migration.version)
 
 
-def migrate(settings: DatabaseSettings, mapping: Mapping) -> list[str]:
-    """Create or update the tables; return the names of the files and columns that were applied.
+def migrate(settings: DatabaseSettings, mapping: Mapping, roles: Roles | None = None) -> list[str]:
+    """Create or update the tables; return the names of the roles, files and columns that were applied.
 
+    With `roles`, create those that are missing, hand what is created to the migrator, and grant the rest their rights.
     Any number of processes may call it at once. Columns are added online: the wait for their lock is short, and tried
     again. Raises SchemaError, after which the database is as it was, and DatabaseUnavailableError.
     """
@@ -98,7 +101,7 @@ def migrate(settings: DatabaseSettings, mapping: Mapping) -> list[str]:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 with connection.transaction():
-                    return _migrate(connection, settings, mapping)
+                    return _migrate(connection, settings, mapping, roles)
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as exc:
                 if attempt == _ATTEMPTS:
                     raise SchemaError(
@@ -111,9 +114,10 @@ def migrate(settings: DatabaseSettings, mapping: Mapping) -> list[str]:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _migrate(connection: Connection, settings: DatabaseSettings, mapping: Mapping) -> list[str]:
+def _migrate(connection: Connection, settings: DatabaseSettings, mapping: Mapping, roles: Roles | None) -> list[str]:
     schema = settings.schema
     _execute(connection, "SET LOCAL statement_timeout = 0")
+    _execute(connection, _SETTINGS)
     # Whoever holds the advisory lock may be at work for a while; for its tables' locks we must not queue as long.
     _execute(connection, f"SET LOCAL lock_timeout = '{settings.lock_timeout}s'")
     _execute(connection, _lock(schema))
@@ -121,6 +125,7 @@ def _migrate(connection: Connection, settings: DatabaseSettings, mapping: Mappin
     encoding = connection.execute("SHOW server_encoding").fetchall()[0][0]
     if encoding != "UTF8":
         raise SchemaError(f"the database's encoding is {encoding}; telemetry needs one with UTF8")
+    created = _create_roles(connection, roles, schema) if roles else []
     _execute(connection, _prologue(schema))
 
     pending = _pending(_applied(connection, schema), schema)
@@ -140,20 +145,40 @@ def _migrate(connection: Connection, settings: DatabaseSettings, mapping: Mappin
     outdated = [each for each in columns if existing[each.table, each.name].comment != each.comment]
     for statement in comment_columns(outdated):
         _execute(connection, statement)
-    return [migration.name for migration in pending] + [f"column {each.table}.{each.name}" for each in added]
+    if roles:
+        _execute(connection, roles.grants(schema))
+    return created + [each.name for each in pending] + [f"column {each.table}.{each.name}" for each in added]
 
 
-def render(schema: str, mapping: Mapping) -> str:
+def _create_roles(connection: Connection, roles: Roles, schema: str) -> list[str]:
+    """Create what is missing, and go on as the owner of the schema; return the names of the new roles."""
+    query, names = "SELECT rolname FROM pg_roles WHERE rolname = ANY (%s)", list(roles.names.values())
+    before = {name for (name,) in connection.execute(query, [names])}
+    try:
+        _execute(connection, roles.creation(schema))
+    except psycopg.errors.InsufficientPrivilege as exc:
+        raise SchemaError(
+            f"roles for schema {schema}: {exc.diag.message_primary}; who makes them needs CREATEROLE, and CREATE on "
+            "the database: run it as such a role, or give an administrator what `migrate --print --roles` prints"
+        ) from exc
+    after = {name for (name,) in connection.execute(query, [names])}
+    return [f"role {name}" for name in names if name in after - before]
+
+
+def render(schema: str, mapping: Mapping, roles: Roles | None = None) -> str:
     """Write the DDL of a fresh schema as one script, for a DBA's psql; afterwards `check` is content."""
     parts = [
         "-- Tables of otel-pg-exporter, for a database without them. One transaction: all of it, or nothing.",
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;",
         "SET LOCAL client_encoding = 'UTF8';",
+        _SETTINGS,
         _lock(schema) + ";",
+        *([roles.creation(schema)] if roles else []),
         _prologue(schema),
         *(f"-- {migration.name}\n\n{migration.statements(schema, mapping)}" for migration in bundled()),
         "-- Comments from the mapping",
         "".join(f"{statement};\n" for statement in comment_columns(mapped_columns(mapping))),
+        *([roles.grants(schema)] if roles else []),
         "COMMIT;",
     ]
     return "\n\n".join(parts) + "\n"
@@ -221,8 +246,6 @@ def _prologue(schema: str) -> str:
     name = identifier(schema)
     # CREATE SCHEMA IF NOT EXISTS would ask for CREATE on the database even where the schema is there.
     return f"""\
-SET LOCAL standard_conforming_strings = on;
-SET LOCAL client_min_messages = warning;
 SET LOCAL search_path = {name};
 DO $prologue$
 BEGIN

@@ -8,7 +8,7 @@ import pytest
 
 from otel_pg_exporter.model import Signal
 from tests.e2e.support import OK, Receiver, receiving
-from tests.postgres.test_roles import as_role
+from tests.support import as_role
 from tests.workload import log_body, record, span, trace_body
 
 

@@ -20,8 +20,8 @@ from otel_pg_exporter.service import Service
 from tests.faults.conftest import Receive
 from tests.faults.judge import judge
 from tests.faults.load import Ledger, load, more_spans, refuse_poison
-from tests.postgres.test_roles import as_role, granted
-from tests.support import FAST, wait_until
+from tests.postgres.test_roles import granted
+from tests.support import FAST, as_role, wait_until
 
 __all__ = ["granted"]
 

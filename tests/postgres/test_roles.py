@@ -1,16 +1,14 @@
-"""What docs/how-to/roles.md grants is enough, and no more."""
+"""What `migrate --roles` grants is enough, and no more."""
 
 import contextlib
 import datetime as dt
 import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.pq import DiagnosticField
 
 from otel_pg_exporter import mapping
 from otel_pg_exporter.config import DatabaseSettings, ServeSettings
@@ -21,6 +19,7 @@ from otel_pg_exporter.postgres.dead_letters import DeadLetters, Selection
 from otel_pg_exporter.postgres.migrate import check, migrate
 from otel_pg_exporter.postgres.partitions import ahead, ensure_partitions
 from otel_pg_exporter.postgres.replay import Progress, Replay
+from otel_pg_exporter.postgres.roles import Roles
 from otel_pg_exporter.postgres.verify import Verification
 from tests.postgres.samples import (
     NOON,
@@ -32,39 +31,25 @@ from tests.postgres.samples import (
     log,
     minute_of,
     open_connection,
+    partitions,
     span,
 )
+from tests.support import as_role
 from tests.workload import database, logs, record, traces
 from tests.workload import span as workload_span
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to" / "roles.md"
-ROLES = ("otel_migrator", "otel_writer", "otel_reader", "otel_operator")
 DAY_NUMBER = minute_of(NOON) // 1440
 
 RESOURCE_ROW = {"resource_id": RESOURCE, "schema_url": "", "dropped_attributes_count": 0}
 
 
 @pytest.fixture
-def granted(empty_dsn: str) -> Iterator[str]:
-    """Return the DSN of a database that was set up by following docs/how-to/roles.md."""
-    once, rights = re.findall(r"```sql\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
-    with psycopg.connect(empty_dsn, autocommit=True) as administrator:
-        database = administrator.info.dbname
-        # CONNECT and TEMPORARY: what a role may do must come from the document.
-        administrator.execute(f"REVOKE ALL ON DATABASE {database} FROM PUBLIC".encode())
-        administrator.execute(once.replace("telemetry", database).encode())
-        for role in ROLES:
-            administrator.execute(f"ALTER ROLE {role} PASSWORD 'x'".encode())
-        migrate(DatabaseSettings(dsn=as_role("otel_migrator", empty_dsn)), mapping.load())
-        with open_connection(as_role("otel_migrator", empty_dsn)) as migrator:
-            migrator.execute(rights.encode())
-        yield empty_dsn
-        for role in ROLES:
-            administrator.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}".encode())
-
-
-def as_role(role: str, dsn: str) -> str:
-    return make_conninfo(dsn, user=role, password="x")
+def granted(dsn: str) -> str:
+    """Return the DSN of a database where PUBLIC has no rights, so that what a role may do `migrate --roles` gave it."""
+    with psycopg.connect(dsn, autocommit=True) as administrator:
+        administrator.execute(f"REVOKE ALL ON DATABASE {administrator.info.dbname} FROM PUBLIC".encode())
+    assert migrate(DatabaseSettings(dsn=dsn), mapping.load(), Roles()) == []
+    return dsn
 
 
 @pytest.fixture
@@ -143,41 +128,116 @@ def test_the_writer_keeps_traces_up_to_date(writer: Connection) -> None:
     assert fetch(writer, "SELECT span_count, service_names FROM traces") == [(2, ["b"])]
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "SELECT attributes FROM spans",
-        "SELECT events FROM spans",
-        "SELECT name FROM spans",
-        "SELECT body FROM logs",
-        "SELECT time FROM logs",
-        "SELECT attributes FROM resources",
-        "SELECT otlp FROM dead_letters",
-        "SELECT * FROM span_details",
-        "SELECT * FROM grafana_logs",
-        "SELECT * FROM spans_default",
-        "SELECT * FROM red_metrics(now())",
-        "SELECT * FROM trace_spans('00000000-0000-0000-0000-000000000001')",
-        "UPDATE spans SET name = ''",
-        "UPDATE resources SET attributes = NULL",
-        "UPDATE ingest_requests SET received_at = now()",
-        "DELETE FROM spans",
-        "DELETE FROM traces",
-        "DELETE FROM ingest_requests",
-        "TRUNCATE spans",
-        "DROP TABLE spans",
-        "ALTER TABLE spans ADD COLUMN x int",
-        "CREATE TABLE otel.mine ()",
-        "INSERT INTO schema_migrations VALUES (9, '', '')",
-        "INSERT INTO spans_default (name) VALUES ('')",
-        "SELECT follow_promoted_columns()",
-        "SELECT create_partition('spans', 'start_time', 'x', '2026-11-23')",
-        "SET ROLE otel_migrator",
-    ],
-)
+_FORBIDDEN = """
+    -- Read what is not a key.
+    SELECT attributes FROM spans
+    SELECT events FROM spans
+    SELECT name FROM spans
+    SELECT ingested_at FROM spans
+    SELECT * FROM spans_default
+    SELECT body FROM logs
+    SELECT body_json FROM logs
+    SELECT time FROM logs
+    SELECT attributes FROM resources
+    SELECT otlp FROM dead_letters
+    SELECT reason FROM dead_letters
+    SELECT * FROM span_details
+    SELECT * FROM grafana_logs
+    SELECT * FROM red_metrics(now())
+    SELECT * FROM trace_spans('00000000-0000-0000-0000-000000000001')
+    COPY spans TO STDOUT
+    COPY dead_letters (otlp) TO STDOUT
+    INSERT INTO dead_letters (signal) VALUES ('') RETURNING otlp
+    SELECT stavalues1 FROM pg_statistic
+    SELECT pg_read_file('PG_VERSION')
+
+    -- Change or delete what is there.
+    UPDATE spans SET name = ''
+    UPDATE logs SET body = ''
+    UPDATE resources SET attributes = NULL
+    UPDATE ingest_requests SET received_at = now()
+    UPDATE dead_letters SET otlp = ''
+    UPDATE schema_migrations SET checksum = ''
+    INSERT INTO resources (schema_url) VALUES ('') ON CONFLICT (resource_id) DO UPDATE SET attributes = NULL
+    DELETE FROM spans
+    DELETE FROM logs
+    DELETE FROM traces
+    DELETE FROM resources
+    DELETE FROM ingest_requests
+    DELETE FROM dead_letters
+    TRUNCATE spans
+    TRUNCATE traces
+    INSERT INTO schema_migrations VALUES (9, '', '')
+    INSERT INTO spans_default (name) VALUES ('')
+
+    -- Change the tables, or make something beside them.
+    DROP TABLE spans
+    DROP SCHEMA otel CASCADE
+    ALTER TABLE spans ADD COLUMN x int
+    ALTER TABLE spans OWNER TO otel_writer
+    ALTER TABLE spans DETACH PARTITION spans_default
+    CREATE TABLE otel.mine ()
+    CREATE TABLE otel.mine PARTITION OF spans FOR VALUES FROM ('2000-01-01') TO ('2000-01-02')
+    CREATE FUNCTION otel.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'
+    CREATE OR REPLACE FUNCTION otel.minute_of(moment timestamptz) RETURNS int4 LANGUAGE sql AS 'SELECT 1'
+    ALTER FUNCTION ensure_partitions(date, date) RESET search_path
+    CREATE INDEX ON spans (name)
+    CREATE RULE mine AS ON INSERT TO spans DO NOTHING
+    CREATE TRIGGER mine BEFORE INSERT ON spans FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()
+    BEGIN; LOCK TABLE spans IN ACCESS EXCLUSIVE MODE
+    CREATE SCHEMA mine
+    CREATE ROLE mine
+
+    -- Call what only other functions call, or become somebody else.
+    SELECT follow_promoted_columns()
+    SELECT create_partition('spans', 'start_time', 'x', '2026-11-23')
+    SET ROLE otel_migrator
+    SET ROLE otel_reader
+    SET SESSION AUTHORIZATION otel_migrator
+    ALTER ROLE otel_migrator PASSWORD ''
+    GRANT otel_reader TO otel_writer
+    ALTER DEFAULT PRIVILEGES FOR ROLE otel_migrator GRANT ALL ON TABLES TO otel_writer
+    ALTER SYSTEM SET log_statement = 'all'
+    SET session_replication_role = replica
+    COPY spans FROM PROGRAM 'true'
+"""
+FORBIDDEN = [line for line in map(str.strip, _FORBIDDEN.splitlines()) if line and not line.startswith("--")]
+
+
+@pytest.mark.parametrize("statement", FORBIDDEN)
 def test_the_writer_can_do_nothing_else(statement: str, writer: Connection) -> None:
-    with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        writer.execute(statement.encode())
+    refused = writer.pgconn.exec_(statement.encode())
+    assert refused.error_field(DiagnosticField.SQLSTATE) == b"42501", refused.get_error_message()
+
+
+def test_what_the_writer_puts_in_front_of_our_names_the_owners_functions_do_not_see(
+    granted: str, writer: Connection
+) -> None:
+    writer.execute(
+        "SET search_path = pg_temp, otel;"
+        "CREATE TEMPORARY TABLE spans (start_time timestamptz);"
+        "CREATE TEMPORARY TABLE logs (time timestamptz);"
+        "CREATE TEMPORARY TABLE pg_class (oid oid, relname name);"
+        "CREATE TEMPORARY TABLE calls (caller text);"
+        "CREATE FUNCTION pg_temp.missing_partitions(regclass, date, date) RETURNS SETOF date LANGUAGE sql"
+        " AS 'INSERT INTO pg_temp.calls SELECT current_user RETURNING NULL::date';"
+        "CREATE FUNCTION pg_temp.create_partition(text, text, text, date) RETURNS void LANGUAGE sql"
+        " AS 'INSERT INTO pg_temp.calls SELECT current_user';"
+        "CREATE FUNCTION pg_temp.format(text, text) RETURNS text LANGUAGE sql AS $$SELECT 'DROP TABLE spans'$$"
+    )
+    assert ensure_partitions(writer, "otel", [DAY_NUMBER]) == {DAY_NUMBER}
+    assert fetch(writer, "SELECT * FROM pg_temp.calls") == []
+    with open_connection(granted) as administrator:
+        assert partitions(administrator) == {"spans_default", f"spans_p{NOON:%Y%m%d}"}
+
+
+def test_the_planners_statistics_tell_the_writer_nothing_but_keys(granted: str, writer: Connection) -> None:
+    with open_connection(granted) as administrator:
+        insert(administrator, "spans", span(1), span(2))
+        administrator.execute("ANALYZE")
+        assert ("name",) in fetch(administrator, "SELECT attname FROM pg_stats WHERE tablename = 'spans'")
+    seen = fetch(writer, "SELECT DISTINCT attname FROM pg_stats WHERE tablename LIKE 'spans%%'")
+    assert {name for (name,) in seen} <= {"start_minute", "trace_id", "span_id", "start_time"}
 
 
 def test_the_reader_reads_everything_and_writes_nothing(reader: Connection, writer: Connection) -> None:
