@@ -98,10 +98,12 @@ def test_the_help_without_a_command_lists_the_commands() -> None:
         (["migrate", "--check", "--roles"], "leave --roles out"),
         (["migrate", "--roles", "Otel"], "'Otel' can't begin the names of roles"),
         (["migrate"], "--dsn or OTEL_PG_EXPORTER_DSN"),
-        (["migrate", "--writers", "3"], "unknown argument --writers"),
+        (["migrate", "--writers", "3"], "--writers is a setting of serve, which this command does not use"),
+        (["migrate", "--no-spool"], "--no-spool is a setting of serve, which this command does not use"),
+        (["migrate", "--lock-timeot", "3"], "unknown argument --lock-timeot, did you mean --lock-timeout?"),
         (["serve", "--writers", "many"], "--writers: 'many' is no whole number"),
         (["serve", "--grpc-endpoint", "4317"], "'4317' is no host:port"),
-        (["serve", "--log-level", "loud"], "'loud' is none of debug, info, warning, error"),
+        (["serve", "--log-level", "loud"], "--log-level: invalid choice: 'loud' (choose from"),
         (["serve", "--config", "/nowhere.toml"], "/nowhere.toml: No such file"),
         (["serve", "--dsn", "postgresql://u:s3cret@h:1/d?nonsense"], "the DSN is malformed"),
         (["serve", "--dsn", "postgresql://u:s3cret/@h/d"], "percent-encoded"),
@@ -128,7 +130,7 @@ def test_a_config_file_is_found_through_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("lingr = 1\n")
     error = refused("serve", status=2, OTEL_PG_EXPORTER_CONFIG=str(file))
-    assert f"{file}: unknown setting 'lingr'; did you mean 'linger'?" in error
+    assert f"{file}: unknown setting 'lingr', did you mean linger?" in error
 
 
 # What keeps `serve` from starting.

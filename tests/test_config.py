@@ -157,7 +157,7 @@ def test_an_error_names_the_flag_the_variable_or_the_file_and_key(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cuont = 1", "unknown setting 'cuont'; did you mean 'count'\\?$"),
+        ("cuont = 1", "unknown setting 'cuont', did you mean count\\?$"),
         ("zzz = 1", "unknown setting 'zzz'$"),
         ("[inner]\nmode = 'fast'", "unknown setting 'inner'; settings stand at the top of the file, without sections$"),
         ("count = ", "not a TOML file: Invalid value"),

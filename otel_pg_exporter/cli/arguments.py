@@ -1,17 +1,28 @@
 """The parser: commands, flags made from settings, and the settings that they give."""
 
 import argparse
-import difflib
 import logging
 import re
 import sys
+import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from otel_pg_exporter import config
 from otel_pg_exporter.cli.output import PROGRAM
-from otel_pg_exporter.config import SERVER_PREFIX, DatabaseSettings, ServeSettings, Setting, settings_of
+from otel_pg_exporter.config import (
+    SERVER_PREFIX,
+    CoreSettings,
+    DatabaseSettings,
+    ServeSettings,
+    Setting,
+    did_you_mean,
+    settings_of,
+)
 from otel_pg_exporter.errors import ConfigurationError
+
+FILE, FOLDER = "FILE", "FOLDER"  # metavars, by which completion knows what to offer
 
 _CONFIG_HELP = f"TOML file with settings ({SERVER_PREFIX}CONFIG)"
 
@@ -30,9 +41,15 @@ class Parser(argparse.ArgumentParser):
         """Parse, as argparse's own does, but refuse what nobody knows here, where the command is known."""
         options, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            flag = unknown[0].partition("=")[0]
-            self.error(f"unknown argument {flag}{did_you_mean(flag, self._option_string_actions)}")
+            self.error(self._unknown(unknown[0].partition("=")[0]))
         return options, unknown
+
+    def _unknown(self, flag: str) -> str:
+        """Say that a flag is not this command's, and which one was meant."""
+        name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+        if flag.startswith("--") and name in {setting.name for setting in settings_of(ServeSettings)}:
+            return f"{flag} is a setting of serve, which this command does not use"
+        return f"unknown argument {flag}{did_you_mean(flag, self._option_string_actions, prefix='--')}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401 - argparse's
         try:
@@ -43,17 +60,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2 and one line."""
-        print(f"{self.prog}: {_redacted(message)}; see {self.prog} --help", file=sys.stderr)
+        print(f"{self.prog}: {redacted(message)}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a hint at the known word that is closest, empty where none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]}?" if close else ""
-
-
-def _redacted(text: str) -> str:
+def redacted(text: str) -> str:
     """Hide what may be a password in a DSN that came where none belongs."""
     return re.sub(r"(password\s*=\s*)\S+", r"\1***", re.sub(r"://\S*@", "://***@", text), flags=re.IGNORECASE)
 
@@ -91,7 +102,7 @@ def add_command(commands: Commands, name: str, *, help: str, description: str, e
         allow_abbrev=False,
     )
     parser.usage = f"{parser.prog} {words}[settings]"
-    parser.add_argument("--config", metavar="FILE", help=_CONFIG_HELP)
+    parser.add_argument("--config", metavar=FILE, help=_CONFIG_HELP)
     return parser
 
 
@@ -112,18 +123,25 @@ def add_settings(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -
 
 
 def _action(setting: Setting) -> dict[str, Any]:
+    kind, *parts = typing.get_origin(setting.kind), *typing.get_args(setting.kind)
     if setting.kind is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if setting.name == "mappings":
-        return {"action": "append", "metavar": "FILE"}
     if setting.choices:
-        return {"metavar": "{" + ",".join(setting.choices) + "}"}
+        return {"choices": setting.choices}
+    if kind is tuple:
+        return {"action": "append", "metavar": _metavar(setting, parts[0])}
+    return {"metavar": _metavar(setting, parts[0] if parts else setting.kind)}  # of `X | None`: X
+
+
+def _metavar(setting: Setting, kind: type) -> str:
     if setting.name.endswith("_endpoint"):
-        return {"metavar": "HOST:PORT"}
+        return "HOST:PORT"
     if setting.size:
-        return {"metavar": "BYTES"}
-    words = {float: "SECONDS", int: "N", str: setting.name.rpartition("_")[2].upper()}
-    return {"metavar": words.get(setting.kind, "FOLDER")}
+        return "BYTES"
+    if kind is Path:
+        return FOLDER if setting.name.endswith("_dir") else FILE
+    words = {float: "SECONDS", int: "N"}
+    return words.get(kind, setting.name.rpartition("_")[2].upper().removesuffix("S"))
 
 
 def _help(setting: Setting) -> str:
@@ -133,12 +151,18 @@ def _help(setting: Setting) -> str:
 
 def settings_from(options: argparse.Namespace) -> ServeSettings:
     """Load the settings, flags first, and set up logging as they say."""
+    return settings_with_origins(options)[0]
+
+
+def settings_with_origins(options: argparse.Namespace) -> tuple[ServeSettings, dict[str, str]]:
+    """Load the settings as `settings_from` does; return with it where each came from that has not its default."""
     flags: Mapping[str, object] = vars(options)
     file = config.file_of(options.config, prefix=SERVER_PREFIX)
-    settings = config.load(ServeSettings, prefix=SERVER_PREFIX, flags=flags, file=file)
+    settings, origins = config.load_with_origins(ServeSettings, prefix=SERVER_PREFIX, flags=flags, file=file)
     _set_up_logging(settings.monitoring.log_level)
     _warn_of_password(options)
-    return settings
+    _warn_of_unknown_variables()
+    return settings, origins
 
 
 def database_from(options: argparse.Namespace, *, command: str) -> ServeSettings:
@@ -160,6 +184,12 @@ def _warn_of_password(options: argparse.Namespace) -> None:
             "--dsn holds a password, which every user of this machine can see in the list of processes; "
             "put the DSN into OTEL_PG_EXPORTER_DSN, or the password into ~/.pgpass"
         )
+
+
+def _warn_of_unknown_variables() -> None:
+    known = (ServeSettings, CoreSettings)
+    for name, hint in config.unknown_variables(*known, prefix=SERVER_PREFIX, others=("CONFIG",)):
+        logging.getLogger(__name__).warning("%s is set, but is no setting%s", name, hint)
 
 
 def _set_up_logging(level: str) -> None:

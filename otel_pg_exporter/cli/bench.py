@@ -8,15 +8,16 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from otel_pg_exporter.cli import environment
-from otel_pg_exporter.cli.arguments import Commands, add_command, add_settings, did_you_mean, settings_from
+from otel_pg_exporter.cli.arguments import Commands, add_command, add_settings, settings_from
 from otel_pg_exporter.cli.forms import positive
-from otel_pg_exporter.cli.output import PROGRAM, ProgressLine, as_json, print_lines
+from otel_pg_exporter.cli.output import PROGRAM, as_json, print_lines, progress
 from otel_pg_exporter.config import (
     DatabaseSettings,
     MappingSettings,
     PipelineSettings,
     ServeSettings,
     WriterSettings,
+    did_you_mean,
     settings_of,
 )
 from otel_pg_exporter.errors import ConfigurationError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _PARTS = ("spans-small", "spans-mixed", "spans-genai", "logs-mixed", "latency")
 _LEAST_SECONDS, _MOST_SECONDS = 0.1, 3600.0
-_BAR = 30  # characters
+_BAR = "{percentage:3.0f} %|{bar:30}| {desc}"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _DESCRIPTION = f"""\
@@ -144,13 +145,14 @@ def _measure(plan: "Plan", settings: ServeSettings, signals: "_Signals") -> "Res
     from otel_pg_exporter.bench.database import own_tables
     from otel_pg_exporter.bench.run import measure
 
-    with own_tables(settings) as own, ProgressLine() as line:
+    with own_tables(settings) as own, progress("", total=1, form=_BAR) as bar:
+        bar.clear()
         print(_announcement(plan, own), file=sys.stderr)
 
         def report(done: float, name: str) -> None:
             signals.check()
-            bar = "#" * round(_BAR * done)
-            line.show(f"[{bar:.<{_BAR}}] {done:4.0%}  {name}")
+            bar.set_description_str(name, refresh=False)
+            bar.update(done - bar.n)
 
         return measure(plan, own, report=report)
 

@@ -18,12 +18,12 @@ from otel_pg_exporter.cli.arguments import (
 from otel_pg_exporter.cli.forms import SPELLING, moment, positive
 from otel_pg_exporter.cli.output import (
     PROGRAM,
-    ProgressLine,
     as_json,
     confirmed,
     fail,
     print_bytes,
     print_lines,
+    progress,
     table,
 )
 from otel_pg_exporter.errors import ConfigurationError, ExporterError
@@ -238,24 +238,25 @@ def _replay(options: argparse.Namespace) -> int:
 
     # What goes wrong ends the command, which says it itself.
     logging.getLogger("otel_pg_exporter.postgres.writer").setLevel(logging.CRITICAL)
-    progress = Progress()
+    replayed = Progress()
     columns = mapping.load(settings.mapping.mappings)
-    with ProgressLine() as line, contextlib.closing(Connections(settings.database, size=1)) as connections:
-        for progress in Replay(settings, columns, connections).run(selection, limit=options.limit):
-            line.show(f"{progress.done:,} replayed, {progress.refused:,} of them refused again")
-    print_lines([_told(progress)])
-    missing = len(set(selection.ids or ())) - progress.done
+    with progress("replayed") as bar, contextlib.closing(Connections(settings.database, size=1)) as connections:
+        for replayed in Replay(settings, columns, connections).run(selection, limit=options.limit):
+            bar.set_postfix_str(f"{replayed.refused:,} of them refused again", refresh=False)
+            bar.update(replayed.done - bar.n)
+    print_lines([_told(replayed)])
+    missing = len(set(selection.ids or ())) - replayed.done
     if missing > 0:
         return fail(ExporterError(f"{missing:,} of the dead letters that were named are not there"), status=1)
-    return 1 if progress.refused else 0
+    return 1 if replayed.refused else 0
 
 
-def _told(progress: "Progress") -> str:
+def _told(replayed: "Progress") -> str:
     text = (
-        f"{progress.done:,} dead letters replayed: {progress.stored:,} stored, "
-        f"{progress.duplicate:,} stored before, {progress.refused:,} refused again"
+        f"{replayed.done:,} dead letters replayed: {replayed.stored:,} stored, "
+        f"{replayed.duplicate:,} stored before, {replayed.refused:,} refused again"
     )
-    return text + ("; `dead-letters list` tells why" if progress.refused else "")
+    return text + ("; `dead-letters list` tells why" if replayed.refused else "")
 
 
 def _purge(options: argparse.Namespace) -> int:
@@ -265,14 +266,15 @@ def _purge(options: argparse.Namespace) -> int:
     if not options.yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise ConfigurationError("purge deletes for good: without a terminal to ask on, give --yes (or --dry-run)")
     done = 0
-    with _letters(options) as letters, ProgressLine() as line:
+    with _letters(options) as letters:
         count = _limited(letters.total(selection).count, options.limit)
         if count and not options.yes and not confirmed(f"Delete {count:,} dead letters for good?"):
             print_lines(["nothing deleted"])
             return 1
-        for some in letters.purge(selection, limit=options.limit):
-            done += some
-            line.show(f"{done:,} of {count:,} deleted")
+        with progress("deleted", total=count) as bar:
+            for some in letters.purge(selection, limit=options.limit):
+                done += some
+                bar.update(some)
     print_lines([f"{done:,} dead letters deleted"])
     return 0
 

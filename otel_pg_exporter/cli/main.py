@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from otel_pg_exporter.cli import bench, dead_letters, migrate, serve, verify
+from otel_pg_exporter.cli import bench, completion, config, dead_letters, migrate, serve, verify
 from otel_pg_exporter.cli.arguments import Parser, help_instead
 from otel_pg_exporter.cli.output import PROGRAM, fail, print_lines, version
 from otel_pg_exporter.errors import ConfigurationError, DeploymentError, ExporterError, OutageError
 
-_COMMANDS = (serve, migrate, dead_letters, verify, bench)  # as `--help` lists them
+_COMMANDS = (serve, migrate, config, dead_letters, verify, bench, completion)  # as `--help` lists them
 
 _DESCRIPTION = "OpenTelemetry traces and logs in PostgreSQL."
 
@@ -27,6 +27,8 @@ examples:
       receive OTLP and keep it in that PostgreSQL; the password comes from ~/.pgpass
   {PROGRAM} migrate --dsn postgresql://otel_migrator@db.example/telemetry
       create or update the tables there
+  {PROGRAM} config show --changed
+      see which settings count, and where each came from
   {PROGRAM} dead-letters list --since 1d
       see what was refused, and why; `dead-letters replay` stores it once the cause is mended
   {PROGRAM} verify --since 7d
@@ -34,7 +36,8 @@ examples:
   {PROGRAM} bench
       measure what a PostgreSQL on this machine takes, in a minute
 
-`{PROGRAM} COMMAND --help` lists the settings of a command, with their environment variables.
+`{PROGRAM} COMMAND --help` lists the settings of a command, with their environment variables, and its exit codes.
+`eval "$({PROGRAM} completion bash)"` has the shell complete all of it.
 """
 
 # libpq gives no SQLSTATE for an attempt to connect, and words are localised: the hint must fit every cause.
@@ -50,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        parser = _parser()
+        parser = whole_parser()
         options = parser.parse_args(arguments)
         status: int = help_instead(parser) if options.command is None else options.run(options)
     except ConfigurationError as exc:
@@ -74,7 +77,8 @@ class _Version(argparse.Action):
         raise SystemExit(0)
 
 
-def _parser() -> Parser:
+def whole_parser() -> Parser:
+    """Return the parser of all commands."""
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [--help] [--version] COMMAND [...]",

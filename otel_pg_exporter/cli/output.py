@@ -7,7 +7,10 @@ import os
 import shutil
 import sys
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Self
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 PROGRAM = "otel-pg-exporter"
 
@@ -74,30 +77,15 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Contai
     return lines
 
 
-class ProgressLine:
-    """One line on stderr that is written over again and again, and gone in the end; nothing where nobody looks."""
+def progress(what: str, *, total: float | None = None, form: str | None = None) -> "tqdm[NoReturn]":
+    """Return a bar on stderr, which is gone in the end; where nobody looks there is none.
 
-    def __init__(self) -> None:
-        self._shown = 0
-        self._on = sys.stderr.isatty()
+    `form` is tqdm's bar_format. Clear it before anything else is printed.
+    """
+    from tqdm import tqdm
 
-    def show(self, text: str) -> None:
-        """Replace the line."""
-        if self._on:
-            print("\r" + text.ljust(self._shown), end="", file=sys.stderr, flush=True)
-            self._shown = len(text)
-
-    def clear(self) -> None:
-        """Leave an empty line, for what is printed next."""
-        if self._shown:
-            print("\r" + " " * self._shown + "\r", end="", file=sys.stderr, flush=True)
-            self._shown = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.clear()
+    tqdm.monitor_interval = 0  # no thread of its own
+    return tqdm(desc=what, total=total, bar_format=form, leave=False, disable=None, file=sys.stderr, dynamic_ncols=True)
 
 
 def confirmed(question: str) -> bool:

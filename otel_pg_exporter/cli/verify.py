@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from otel_pg_exporter.cli.arguments import Commands, add_command, add_database_settings, database_from
 from otel_pg_exporter.cli.forms import SPELLING, moment, positive
-from otel_pg_exporter.cli.output import PROGRAM, ProgressLine, as_json, print_lines, printable
+from otel_pg_exporter.cli.output import PROGRAM, as_json, print_lines, printable, progress
 
 if TYPE_CHECKING:
     from otel_pg_exporter.postgres.verify import Difference, Verification
@@ -29,6 +29,9 @@ examples:
 
 exit status: 0 no difference is left, 1 differences are left, or PostgreSQL cannot be asked, 2 wrong flag or setting.
 """
+
+
+_BAR = "{desc}: {percentage:3.0f} %|{bar}| {elapsed}{postfix}"
 
 
 def add_to(commands: Commands) -> None:
@@ -56,14 +59,16 @@ def _run(options: argparse.Namespace) -> int:
     from otel_pg_exporter.postgres.verify import Verification
 
     found = fixed = 0
-    with ProgressLine() as line, connect(settings.database) as connection:
+    span = ((options.until or dt.datetime.now(dt.UTC)) - options.since).total_seconds()
+    with progress("verify", total=max(span, 1.0), form=_BAR) as bar, connect(settings.database) as connection:
         walk = Verification(connection, settings.database, since=options.since, until=options.until)
 
         def report(until: dt.datetime) -> None:
-            line.show(f"up to {until:%Y-%m-%d %H:%M}: {walk.checked:,} traces, {found:,} differences")
+            bar.set_postfix_str(f"{walk.checked:,} traces, {found:,} differences", refresh=False)
+            bar.update(min((until - options.since).total_seconds(), bar.total) - bar.n)
 
         for difference in walk.run(fix=options.fix, report=report):
-            line.clear()
+            bar.clear()
             print_lines([as_json(_json(difference))] if options.json else _lines(difference))
             found += 1
             fixed += difference.fixed

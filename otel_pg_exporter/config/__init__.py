@@ -21,12 +21,16 @@ from otel_pg_exporter.config.groups import (
 from otel_pg_exporter.config.loading import (
     Setting,
     build,
+    did_you_mean,
     file_of,
     libpq_names_a_database,
     load,
+    load_with_origins,
     markdown_table,
     setting,
     settings_of,
+    unknown_variables,
+    values_of,
 )
 
 __all__ = [
@@ -48,10 +52,14 @@ __all__ = [
     "WriterSettings",
     "available_cores",
     "build",
+    "did_you_mean",
     "file_of",
     "libpq_names_a_database",
     "load",
+    "load_with_origins",
     "markdown_table",
     "setting",
     "settings_of",
+    "unknown_variables",
+    "values_of",
 ]

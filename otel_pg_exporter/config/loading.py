@@ -15,7 +15,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,6 +28,11 @@ _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, 
 _SHOWN_UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("", 1))
 _PERIODS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(_PERIODS)})\s*")
+# What Kubernetes tells every pod of a service, here one whose name begins with ours; and what our tests read.
+_FOREIGN = re.compile(
+    r"(?:\w+_)?(?:SERVICE_(?:HOST|PORT(?:_\w+)?)=|PORT_\d+_[A-Z]+(?:_\w+)?=|PORT=\w+://).*|(?:TEST|FAULT)_\w+=.*",
+    re.DOTALL,
+)
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
@@ -74,14 +79,19 @@ class Setting:
     @property
     def shown_default(self) -> str:
         """Its default as a user would write it; empty where there is none."""
-        default = self.default
-        if isinstance(default, bool):
-            return str(default).lower()
+        return self.shown(self.default)
+
+    def shown(self, value: Any) -> str:  # noqa: ANN401 - of whatever kind
+        """Write a value as a user would, in a variable; empty where there is none."""
+        if isinstance(value, bool):
+            return str(value).lower()
         if self.size:
-            return next(f"{default // size}{unit}" for unit, size in _SHOWN_UNITS if default % size == 0)
-        if isinstance(default, float):
-            return f"{default:.12g}"
-        return "" if default in (None, ()) else str(default)
+            return next(f"{value // size}{unit}" for unit, size in _SHOWN_UNITS if value % size == 0)
+        if isinstance(value, float):
+            return f"{value:.12g}"
+        if isinstance(value, tuple):
+            return _separator(typing.get_args(self.kind)[0]).join(map(str, value))
+        return "" if value is None else str(value)
 
     def parse(self, value: object, where: str) -> object:
         """Turn a flag's, a variable's or a TOML value into the annotated type; `where` names its origin."""
@@ -129,18 +139,53 @@ def load(
 
     Raises ConfigurationError, which names the flag, the variable or the file and key that is wrong.
     """
+    return load_with_origins(cls, prefix=prefix, flags=flags, environ=environ, file=file)[0]
+
+
+def load_with_origins(
+    cls: type[T],
+    *,
+    prefix: str,
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> tuple[T, dict[str, str]]:
+    """Build a settings value as `load` does; return with it which flag, variable or key each value came from, by name.
+
+    A setting that has its default is not among these.
+    """
     environ = os.environ if environ is None else environ
     table = {} if file is None else _read_toml(file, [s.name for s in settings_of(cls)])
     values: dict[str, object] = {}
+    origins: dict[str, str] = {}
     for each in settings_of(cls):
         variable = each.variable(prefix)
         if flags is not None and flags.get(each.name) is not None:
-            values[each.name] = each.parse(flags[each.name], each.flag)
+            value, origin = flags[each.name], each.flag
         elif environ.get(variable, "") != "":  # OpenTelemetry: an empty variable counts as unset
-            values[each.name] = each.parse(environ[variable], variable)
+            value, origin = environ[variable], variable
         elif each.name in table:
-            values[each.name] = each.parse(table[each.name], f"{file}: {each.name}")
-    return build(cls, values)
+            value, origin = table[each.name], f"{file}: {each.name}"
+        else:
+            continue
+        values[each.name], origins[each.name] = each.parse(value, origin), origin
+    return build(cls, values), origins
+
+
+def unknown_variables(
+    *classes: type, prefix: str, others: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yield the variables with our prefix that are no setting of `classes`, each with a hint at the one that was meant.
+
+    `others` are further names that mean something. Those that Kubernetes sets for a service that is named as we are,
+    and those of our tests, are left out.
+    """
+    environ = os.environ if environ is None else environ
+    known = [each.variable(prefix) for cls in classes for each in settings_of(cls)]
+    known += [prefix + name for name in others]
+    for name in sorted(each for each in environ if each.startswith(prefix)):
+        if name not in known and not _FOREIGN.fullmatch(f"{name.removeprefix(prefix)}={environ[name]}"):
+            yield name, did_you_mean(name, known, prefix=prefix)
 
 
 def libpq_names_a_database(environ: Mapping[str, str] | None = None) -> bool:
@@ -154,6 +199,25 @@ def file_of(flag: str | None, *, prefix: str, environ: Mapping[str, str] | None 
     environ = os.environ if environ is None else environ
     name = flag or environ.get(prefix + "CONFIG")
     return Path(name).expanduser() if name else None
+
+
+def values_of(settings: object) -> dict[str, Any]:
+    """Gather a settings value and its groups into flat values by name: the inverse of `build`."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(typing.cast("Any", settings)):
+        value = getattr(settings, field.name)
+        values |= values_of(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return values
+
+
+def did_you_mean(word: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """Return a hint at the known word that is closest, empty where none is close.
+
+    `prefix` is what all of them begin with; it would make any two look alike.
+    """
+    names = [each.removeprefix(prefix) for each in known]
+    close = difflib.get_close_matches(word.removeprefix(prefix), names, n=1)
+    return f", did you mean {prefix}{close[0]}?" if close else ""
 
 
 def build(cls: type[T], values: Mapping[str, object]) -> T:
@@ -178,12 +242,16 @@ def _read_toml(file: Path, known: Sequence[str]) -> dict[str, object]:
         raise ConfigurationError(f"{file}: not a TOML file: {exc}") from exc
     for key in table:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(key, known)
             if isinstance(table[key], dict):
                 hint = "; settings stand at the top of the file, without sections"
             raise ConfigurationError(f"{file}: unknown setting {key!r}{hint}")
     return table
+
+
+def _separator(kind: type) -> str:
+    """Return what stands between the parts of a list in its variable."""
+    return os.pathsep if kind is Path else ","
 
 
 def _parse(kind: Any, value: object, *, size: bool) -> object:  # noqa: ANN401 - an annotation may be anything
@@ -193,8 +261,7 @@ def _parse(kind: Any, value: object, *, size: bool) -> object:  # noqa: ANN401 -
             raise ValueError(f"{value!r} is none of {', '.join(arguments)}")
         return value
     if origin is tuple:
-        separator = os.pathsep if arguments[0] is Path else ","
-        parts = value.split(separator) if isinstance(value, str) else value
+        parts = value.split(_separator(arguments[0])) if isinstance(value, str) else value
         if not isinstance(parts, Sequence):
             raise ValueError(f"{value!r} is no list")
         return tuple(_parse(arguments[0], part, size=size) for part in parts if part != "")
