@@ -8,6 +8,17 @@ from typing import NamedTuple
 _MESSAGE_LIMIT = 1000  # characters of `partial_success.error_message`
 _REASONS_SHOWN = 3
 
+# How both cores begin a reason, and what it is counted as; all others are of what cannot be decoded.
+_KINDS = {
+    "trace_id ": "invalid_id",
+    "span_id ": "invalid_id",
+    "its scope adds ": "limit",
+    "the rows of this request exceed ": "limit",
+}
+
+REPEATED = "repeated"
+"""The kind of what was refused when its request came first: a retry hears the same answer."""
+
 
 class Signal(enum.Enum):
     """An OTLP signal that has a table here. The value is OTLP's word (`/v1/traces`)."""
@@ -126,6 +137,13 @@ class Rejection:
     item: int  # index of the item in its request, counted over all resources and scopes
     reason: str
     sqlstate: str | None = None  # when PostgreSQL refused it
+
+    @property
+    def kind(self) -> str:
+        """Why, as one of few words, for counting: an SQLSTATE's class, or what transcoding found."""
+        if self.sqlstate is not None:
+            return f"sqlstate_{self.sqlstate[:2]}"
+        return next((kind for start, kind in _KINDS.items() if self.reason.startswith(start)), "not_decodable")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
-from otel_pg_exporter.model import Anomaly
+from otel_pg_exporter.model import Anomaly, Signal
 
 _RECENT = 4096  # batches whose durations are kept for the percentiles
 
@@ -35,6 +35,14 @@ Took = Callable[[Stage, float], None]
 
 def unmeasured(_stage: Stage, _seconds: float) -> None:
     """Be the `Took` of what nobody measures."""
+
+
+Answered = Callable[[str, str, float], None]
+"""Told which method or route was called, with which status it was answered, and how many seconds that took."""
+
+
+def unobserved(_method: str, _status: str, _seconds: float) -> None:
+    """Be the `Answered` of what nobody observes."""
 
 
 class StageClock:
@@ -64,6 +72,7 @@ class StageTime:
 class BatchReport:
     """One committed transaction."""
 
+    signal: Signal
     rows: int  # stored
     duplicates: int
     conflicts: int  # duplicates with other content
@@ -72,6 +81,13 @@ class BatchReport:
     seconds: float  # from the first statement to the COMMIT's answer
     repairs: Mapping[Anomaly, int]
     stages: Mapping[Stage, float]  # seconds
+    rejections: Mapping[str, int]  # `rejected` by `Rejection.kind`
+    dead_letters: int  # written; none again for what was refused before
+    lag: float | None = None  # seconds from the end of spans to the COMMIT's answer, see `traces.sampled_ends`
+
+
+def _ignored(_report: BatchReport) -> None:
+    """Be told of batches that nobody observes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +106,8 @@ class StatisticsSnapshot:
     p99_batch_seconds: float | None
     repairs: Mapping[Anomaly, int]
     stages: Mapping[Stage, StageTime]
+    rejections: Mapping[str, int]  # by `Rejection.kind`
+    dead_letters: int
 
     def __str__(self) -> str:
         """Say it in one log line."""
@@ -108,14 +126,18 @@ class StatisticsSnapshot:
 
 
 class Statistics:
-    """Adds up committed batches, and what their requests' time went to. The lock guards every field."""
+    """Adds up committed batches, and what their requests' time went to. The lock guards every figure."""
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Callable[[BatchReport], None] = _ignored) -> None:
+        """Begin at zero; `observe` is told of each batch, in the thread that has committed it."""
+        self._observe = observe
         self._lock = threading.Lock()
         self._rows = self._batches = self._duplicates = self._conflicts = self._rejected = self._bytes = 0
+        self._dead_letters = 0
         self._seconds = 0.0
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._repairs: dict[Anomaly, int] = {}
+        self._rejections: dict[str, int] = {}
         self._stages: dict[Stage, tuple[int, float]] = dict.fromkeys(Stage, (0, 0.0))
 
     def took(self, stage: Stage, seconds: float) -> None:
@@ -138,10 +160,14 @@ class Statistics:
             self._bytes += report.bytes
             self._seconds += report.seconds
             self._recent.append(report.seconds)
+            self._dead_letters += report.dead_letters
             for anomaly, count in report.repairs.items():
                 self._repairs[anomaly] = self._repairs.get(anomaly, 0) + count
+            for kind, count in report.rejections.items():
+                self._rejections[kind] = self._rejections.get(kind, 0) + count
             for stage, seconds in report.stages.items():
                 self._add(stage, seconds)
+        self._observe(report)
 
     def snapshot(self) -> StatisticsSnapshot:
         """Return the figures of this moment."""
@@ -159,6 +185,8 @@ class Statistics:
                 p50_batch_seconds=_percentile(recent, 0.50),
                 p99_batch_seconds=_percentile(recent, 0.99),
                 repairs=dict(self._repairs),
+                rejections=dict(self._rejections),
+                dead_letters=self._dead_letters,
                 stages={stage: StageTime(count=n, seconds=spent) for stage, (n, spent) in self._stages.items()},
             )
 
@@ -210,18 +238,24 @@ class ItemCounters:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts = {field.name: 0 for field in fields(ItemCounts)}
+        self._counts = {signal: {field.name: 0 for field in fields(ItemCounts)} for signal in Signal}
 
-    def add(self, **changes: int) -> None:
-        """Add to the named counts, all at once."""
+    def add(self, signal: Signal, /, **changes: int) -> None:
+        """Add to the named counts of one signal, all at once."""
         with self._lock:
+            counts = self._counts[signal]
             for name, change in changes.items():
-                self._counts[name] += change
+                counts[name] += change
 
-    def snapshot(self) -> ItemCounts:
+    def by_signal(self) -> Mapping[Signal, ItemCounts]:
         """Return the counts of this moment."""
         with self._lock:
-            return ItemCounts(**self._counts)
+            return {signal: ItemCounts(**counts) for signal, counts in self._counts.items()}
+
+    def snapshot(self) -> ItemCounts:
+        """Return the counts of this moment, of all signals together."""
+        each = self.by_signal().values()
+        return ItemCounts(**{field.name: sum(getattr(one, field.name) for one in each) for field in fields(ItemCounts)})
 
 
 class RateLimitedLogger:
@@ -250,3 +284,16 @@ class RateLimitedLogger:
         suffix = f" ({omitted:,} more like this since)" if omitted else ""
         self._logger.log(level, "%s%s", message, suffix, exc_info=exc_info)
         return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolState:
+    """A pool of connections at one moment; the last three are counted since the pool was made."""
+
+    limit: int
+    idle: int
+    used: int  # lent, or being opened for who borrows
+    waiting: int  # threads
+    opened: int
+    failed: int  # attempts to open one
+    timeouts: int  # borrowers who gave up, because all connections stayed busy

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from otel_pg_exporter.model import Anomaly
+from otel_pg_exporter.model import Anomaly, Signal
 from otel_pg_exporter.telemetry import (
     BatchReport,
     ItemCounters,
@@ -18,6 +18,7 @@ from otel_pg_exporter.telemetry import (
 )
 
 _REPORT = BatchReport(
+    signal=Signal.TRACES,
     rows=10,
     duplicates=2,
     conflicts=1,
@@ -26,6 +27,8 @@ _REPORT = BatchReport(
     seconds=0.5,
     repairs={Anomaly.NON_FINITE: 1},
     stages={Stage.COPY: 0.25},
+    rejections={"invalid_id": 3},
+    dead_letters=2,
 )
 
 
@@ -74,8 +77,8 @@ def test_statistics_before_the_first_batch_have_no_percentiles() -> None:
 
 def test_counters_change_all_at_once() -> None:
     counters = ItemCounters()
-    counters.add(received=3, in_flight=3)
-    counters.add(in_flight=-3, stored=2, rejected=1)
+    counters.add(Signal.TRACES, received=3, in_flight=3)
+    counters.add(Signal.TRACES, in_flight=-3, stored=2, rejected=1)
     assert counters.snapshot() == ItemCounts(received=3, stored=2, rejected=1)
 
 
@@ -88,3 +91,21 @@ def test_a_message_of_one_kind_is_logged_once_an_interval(caplog: pytest.LogCapt
         limited.log(logging.WARNING, f"other {second}", "something else")
     own = [record.message for record in caplog.records if "away" in record.message]
     assert own == ["away at 0", "away at 30 (29 more like this since)"]
+
+
+def test_items_are_counted_by_signal_and_those_of_all_signals_are_the_sum() -> None:
+    counters = ItemCounters()
+    counters.add(Signal.TRACES, received=2, stored=2)
+    counters.add(Signal.LOGS, received=1, in_flight=1)
+    assert counters.by_signal()[Signal.LOGS] == ItemCounts(received=1, in_flight=1)
+    assert counters.snapshot() == ItemCounts(received=3, stored=2, in_flight=1)
+
+
+def test_who_observes_batches_is_told_of_each() -> None:
+    seen: list[BatchReport] = []
+    statistics = Statistics(seen.append)
+    statistics.record(_REPORT)
+    statistics.record(_REPORT)
+    assert seen == [_REPORT, _REPORT]
+    snapshot = statistics.snapshot()
+    assert (snapshot.rejections, snapshot.dead_letters) == ({"invalid_id": 6}, 4)

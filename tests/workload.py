@@ -122,10 +122,15 @@ class Database:
 
 @contextlib.contextmanager
 def database(
-    dsn: str, *, method: str = "auto", settings: DatabaseSettings | None = None, size: int = 4
+    dsn: str,
+    *,
+    method: str = "auto",
+    settings: DatabaseSettings | None = None,
+    size: int = 4,
+    statistics: Statistics | None = None,
 ) -> Iterator[Database]:
     """Yield a writer on a migrated database; close its connections at the end."""
-    statistics = Statistics()
+    statistics = statistics or Statistics()
     connections = Connections(replace(settings or DatabaseSettings(), dsn=dsn), size=size)
     writer = Writer(connections, _MAPPING, WriterSettings(write_method=method), statistics)  # type: ignore[arg-type] # tests pass plain words
     try:

@@ -58,13 +58,14 @@ class Export:
         count = batch.item_count
         if count == 0:
             return Outcome()
-        self._counters.add(received=count, in_flight=count)
+        self._counters.add(signal, received=count, in_flight=count)
         try:
             outcome = self._store(batch, body)
         except BaseException:
-            self._counters.add(in_flight=-count, refused=count)
+            self._counters.add(signal, in_flight=-count, refused=count)
             raise
         self._counters.add(
+            signal,
             in_flight=-count,
             stored=outcome.stored,
             duplicate=outcome.duplicate,

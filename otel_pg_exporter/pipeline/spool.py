@@ -11,7 +11,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -102,12 +102,13 @@ class Spool:
         finally:
             del answer  # an error that it keeps would keep this frame, and the request with it
 
-    def adopt(self, other: "Spool") -> int:
+    def adopt(self, other: "Spool") -> Counter[Signal]:
         """Take over the requests of another spool, set aside or not, and close it; return how many items came.
 
         What there is no room for stays where it is; if only damaged ones are left, their file is set aside.
         """
-        items = last = 0
+        items: Counter[Signal] = Counter()
+        last = 0
         try:
             while found := other.following(last):
                 last = found[-1].id
@@ -246,7 +247,7 @@ class Spool:
         _rename(new, self._path)
         _logger.error(
             "the spool %s is damaged (%s); it was set aside as %s, and the %s items that could be read of it are kept",
-            self._path, damage, aside.name, f"{items:,}",
+            self._path, damage, aside.name, f"{items.total():,}",
         )  # fmt: skip
         return SpoolFile(self._path, last_id=self._last_id)
 
@@ -296,16 +297,16 @@ def _unlink(path: Path) -> None:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-def _add_all(file: SpoolFile, stored: Iterable[StoredRecord], *, known: int = 0) -> int:
+def _add_all(file: SpoolFile, stored: Iterable[StoredRecord], *, known: int = 0) -> Counter[Signal]:
     """Add requests, those with ids up to `known` under the same ones; return how many items came."""
-    items = 0
+    items: Counter[Signal] = Counter()
     with file.transaction():
         for each in stored:
             id_ = each.id if 0 < each.id <= known else None
             if each.record is not None and file.add(
                 each.record, id_=id_, set_aside=each.set_aside, in_doubt_since=each.in_doubt_since
             ):
-                items += each.record.item_count
+                items[each.record.signal] += each.record.item_count
     return items
 
 

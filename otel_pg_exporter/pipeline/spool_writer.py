@@ -129,6 +129,7 @@ class SpoolWriter:
             self._progress[signal].failures.pop(id_, None)
         count = sum(stored.record.item_count for stored in records if stored.id in batches and stored.record)
         self._counters.add(
+            signal,
             in_spool=-count,
             drained=count,
             stored=sum(outcome.stored for outcome in outcomes),

@@ -26,6 +26,7 @@ from psycopg.pq import TransactionStatus, abc
 from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.errors import ConfigurationError, DatabaseUnavailableError, OutageError
 from otel_pg_exporter.postgres.encryption import warn_if_encryption_is_optional
+from otel_pg_exporter.telemetry import PoolState
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 R = TypeVar("R")
@@ -204,6 +205,7 @@ class Connections:
         self._changed = threading.Condition()
         self._free = self._size
         self._idle: list[_DeadlineConnection] = []
+        self._waiting = self._opened = self._failed = self._timeouts = 0
         self._lent: set[_DeadlineConnection] = set()
 
     @contextlib.contextmanager
@@ -216,7 +218,11 @@ class Connections:
         deadline = time.monotonic() + timeout
         changed = self._changed
         with changed:
-            if not changed.wait_for(lambda: self._free > 0 or self._closed, timeout):
+            self._waiting += 1
+            free = changed.wait_for(lambda: self._free > 0 or self._closed, timeout)
+            self._waiting -= 1
+            if not free:
+                self._timeouts += 1
                 raise DatabaseUnavailableError(
                     f"all {self._size} connections to PostgreSQL were busy for {timeout:.1f} seconds"
                 )
@@ -234,6 +240,20 @@ class Connections:
         finally:
             if changed is self._changed:  # not when the borrower itself forked
                 self._give_back(connection)
+
+    @property
+    def state(self) -> PoolState:
+        """What the pool holds, and how it has fared."""
+        with self._changed:
+            return PoolState(
+                limit=self._size,
+                idle=len(self._idle),
+                used=self._size - self._free,
+                waiting=self._waiting,
+                opened=self._opened,
+                failed=self._failed,
+                timeouts=self._timeouts,
+            )
 
     def probe(self, timeout: float) -> None:
         """Raise DatabaseUnavailableError unless PostgreSQL answers within `timeout` seconds."""
@@ -279,9 +299,12 @@ class Connections:
                 self._arguments | {"connect_timeout": max(math.ceil(within), 1)}  # psycopg makes it 2 at least
             )
         except psycopg.Error as exc:
+            with self._changed:
+                self._failed += 1
             raise OutageError(_unreachable(self.settings, exc)) from exc
         connection.opened = time.monotonic()
         with self._changed:
+            self._opened += 1
             self._lent.add(connection)
         return connection
 

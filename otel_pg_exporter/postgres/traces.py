@@ -14,6 +14,10 @@ MAX_SERVICE_NAMES = 100
 
 _INT8 = struct.Struct("!q")
 
+# Of the parameters: which tells when traces ended; and how an array of int8 is laid out, in bytes.
+_ENDS, _ARRAY_HEADER, _ELEMENT = 2, 20, 12
+_SAMPLE = 32  # traces that stand for all of a batch's
+
 
 class TraceAggregate:
     """The contribution of one batch to one trace."""
@@ -94,6 +98,14 @@ class _NativeSummary:
 
     def parameters(self, ids: Sequence[bytes]) -> list[Array]:
         return list(map(Array, self._traces.parameters(ids, self._oids)))
+
+
+def sampled_ends(parameters: Sequence[Array]) -> list[int]:
+    """Read when some of the traces ended, in PostgreSQL's microseconds: ids are random, and so is every n-th."""
+    ends = parameters[_ENDS]
+    count = (len(ends) - _ARRAY_HEADER) // _ELEMENT
+    step = max(1, count // _SAMPLE)
+    return [_INT8.unpack_from(ends, _ARRAY_HEADER + row * _ELEMENT + 4)[0] for row in range(0, count, step)]
 
 
 def control(sum_count: int) -> list[Array]:

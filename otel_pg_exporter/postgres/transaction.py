@@ -8,6 +8,7 @@ import contextlib
 import datetime as dt
 import enum
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,9 @@ class Written:
     resources: frozenset[bytes]  # ids that it wrote
     met_duplicates: bool  # rows that an earlier batch had stored
     bytes: int  # of row data sent
+    rejections: Mapping[str, int]  # by `Rejection.kind`
+    dead_letters: int
+    ends: Sequence[int]  # when some of the traces ended, in PostgreSQL's microseconds
     stages: Mapping[Stage, float]  # seconds
 
 
@@ -94,8 +98,7 @@ class Transaction:
         refused_traces: Mapping[bytes, tuple[str, str | None]],
     ) -> None:
         self.phase = "BEGIN"
-        self._connection = connection
-        self._compiled = compiled
+        self._connection, self._compiled = connection, compiled
         self._table = compiled.tables[merged.signal]
         self._merged = merged
         self.method = method
@@ -103,7 +106,9 @@ class Transaction:
         self._seen_at = seen_at
         self._tally = Tally(merged)
         self._refused_resources: set[bytes] = set()
-        self._bytes = 0
+        self._bytes = self._dead_letters = 0
+        self._rejections: Counter[str] = Counter()
+        self._ends: Sequence[int] = ()
         self._clock = StageClock()
         for row, facts in enumerate(merged.facts if refused_traces else ()):
             if facts.trace_id in refused_traces:
@@ -148,6 +153,9 @@ class Transaction:
             resources=frozenset(self._new_resources) - self._refused_resources,
             met_duplicates=len(self._tally.stored) < len(self._tally.candidates()),
             bytes=self._bytes,
+            rejections=self._rejections,
+            dead_letters=self._dead_letters,
+            ends=self._ends,
             stages=self._clock.seconds,
         )
 
@@ -302,6 +310,7 @@ class Transaction:
             )
 
     def _upsert_traces(self, parameters: Sequence[statements.Array]) -> None:
+        self._ends = traces.sampled_ends(parameters)
         self._execute(self._compiled.upsert_traces, parameters)
 
     def _put_dead_letters(self) -> None:
@@ -313,6 +322,7 @@ class Transaction:
             if index not in self._tally.replayed and index not in self._tally.coalesced
             for rejection in self._tally.rejections(index)
         ]
+        self._rejections.update(rejection.kind for _, rejection in refused)
         refused.sort(key=lambda each: (each[0].request_id, each[1].item))
         letters: list[Sequence[bytes | None]] = []
         size = 0
@@ -337,7 +347,8 @@ class Transaction:
             self._insert_dead_letters(letters)
 
     def _insert_dead_letters(self, letters: Sequence[Sequence[bytes | None]]) -> None:
-        self._execute(self._compiled.insert_dead_letters, statements.arrays(statements.DEAD_LETTER_TYPES, letters))
+        arrays = statements.arrays(statements.DEAD_LETTER_TYPES, letters)
+        self._dead_letters += self._execute(self._compiled.insert_dead_letters, arrays).rowcount
 
     def _amend_requests(self, outcomes: Sequence[Outcome]) -> None:
         """Correct the ledger for requests that lost items here: a retry must hear the same answer."""

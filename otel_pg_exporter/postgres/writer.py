@@ -16,13 +16,14 @@ import psycopg
 from otel_pg_exporter.config import WriterSettings
 from otel_pg_exporter.errors import DatabaseUnavailableError, DeploymentError, OutageError
 from otel_pg_exporter.mapping import Mapping
-from otel_pg_exporter.model import Outcome, RowBatch, Signal
+from otel_pg_exporter.model import REPEATED, Outcome, RowBatch, Signal
 from otel_pg_exporter.postgres.connection import Connection, Connections, SilenceError, watchdog
 from otel_pg_exporter.postgres.merge import Merged
 from otel_pg_exporter.postgres.partitions import ensure_partitions
 from otel_pg_exporter.postgres.sqlstate import Verdict, classify, unavailable
 from otel_pg_exporter.postgres.transaction import BadTracesError, Method, Statements, Transaction, Written
 from otel_pg_exporter.telemetry import BatchReport, RateLimitedLogger, Stage, StageClock, Statistics
+from otel_pg_exporter.transcode.values import pg_time
 
 _logger = logging.getLogger(__name__)
 
@@ -196,18 +197,32 @@ class Writer:
 
     def _record(self, merged: Merged, written: Written, *, seconds: float, stages: dict[Stage, float]) -> None:
         outcomes = written.outcomes
+        rejected = sum(outcome.rejected for outcome in outcomes)
+        repeated = rejected - sum(written.rejections.values())
         self._statistics.record(
             BatchReport(
+                signal=merged.signal,
                 rows=sum(outcome.stored for outcome in outcomes),
                 duplicates=sum(outcome.duplicate for outcome in outcomes),
                 conflicts=sum(outcome.duplicate_conflict for outcome in outcomes),
-                rejected=sum(outcome.rejected for outcome in outcomes),
+                rejected=rejected,
                 bytes=written.bytes,
                 seconds=seconds,
                 repairs=merged.repairs(),
                 stages=stages,
+                rejections={**written.rejections, REPEATED: repeated} if repeated else written.rejections,
+                dead_letters=written.dead_letters,
+                lag=_lag(written.ends),
             )
         )
+
+
+def _lag(ends: Sequence[int]) -> float | None:
+    """Return the median of the seconds since spans ended, by their senders' clocks; 0 for those that run ahead."""
+    if not ends:
+        return None
+    now = pg_time(time.time_ns())
+    return max(0, now - sorted(ends)[len(ends) // 2]) / 1e6
 
 
 def _next_method(attempt: Transaction, verdict: Verdict) -> Method | None:

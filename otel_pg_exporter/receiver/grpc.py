@@ -26,7 +26,7 @@ from otel_pg_exporter.receiver.metrics import refuse_metrics
 from otel_pg_exporter.receiver.port_sockets import count_connections, stop_listening
 from otel_pg_exporter.receiver.status import GrpcStatus, grpc_status, response
 from otel_pg_exporter.receiver.unexpected import UnexpectedErrors
-from otel_pg_exporter.telemetry import RateLimitedLogger, Stage, Took, unmeasured
+from otel_pg_exporter.telemetry import Answered, RateLimitedLogger, Stage, Took, unmeasured, unobserved
 
 _logger = logging.getLogger(__name__)
 
@@ -100,11 +100,13 @@ class GrpcServer:
         credentials: grpc.ServerCredentials | None = None,
         authenticate: Callable[[Sequence[str]], None] | None = None,
         took: Took = unmeasured,
+        answered: Answered = unobserved,
         body_timeout: float = 30.0,
         connection_age: float = 5.0,
     ) -> None:
         self._budget = budget
         self._took = took
+        self._answered = answered
         self._settings = settings
         self._credentials = credentials
         self._authenticate = authenticate
@@ -188,19 +190,25 @@ class GrpcServer:
 
     def _add(self, service: str, take: Callable[[bytes, Hold], bytes]) -> None:
         """Register `service` with its one method, Export; `take` turns a request's body into a response's."""
-        method = grpc.stream_unary_rpc_method_handler(functools.partial(self._handle, take))
+        method = grpc.stream_unary_rpc_method_handler(functools.partial(self._handle, f"{service}/Export", take))
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {"Export": method})])
 
     def _handle(
-        self, take: Callable[[bytes, Hold], bytes], messages: Iterator[bytes], context: grpc.ServicerContext
+        self,
+        method: str,
+        take: Callable[[bytes, Hold], bytes],
+        messages: Iterator[bytes],
+        context: grpc.ServicerContext,
     ) -> bytes:
-        """Serve one call."""
+        """Serve one call, and tell how it was answered, whether its body was read or not."""
+        began = time.perf_counter()
         # The status is made inside the `except` blocks, and no exception is kept: its traceback holds the body, and a
         # name here that refers to it would close a cycle that only the garbage collector opens again.
         try:
-            return self._admit(take, messages, context)
+            answer = self._admit(take, messages, context)
         except grpc.RpcError:
-            # The answer is already given.
+            # The answer is already given, and gRPC does not tell which.
+            self._answered(method, grpc.StatusCode.CANCELLED.name, time.perf_counter() - began)
             limit = self._settings.max_request_bytes
             what = f"{context.peer()} has gone before its request was whole, or it was larger than {limit:,} bytes"
             self._notices.log(logging.WARNING, "cut off", what)
@@ -211,6 +219,10 @@ class GrpcServer:
                 self._notices.log(logging.WARNING, type(exc).__name__, f"refused a request of {context.peer()}: {exc}")
         except Exception as exc:  # noqa: BLE001 - a call must be answered whatever happens; `judge` logs
             status = grpc_status(self._unexpected.judge(exc, None))
+        else:
+            self._answered(method, grpc.StatusCode.OK.name, time.perf_counter() - began)
+            return answer
+        self._answered(method, status.code.name, time.perf_counter() - began)
         return _abort(context, status)
 
     def _admit(

@@ -158,7 +158,7 @@ class _PostgresExporter:
                 what = f"the PostgreSQL exporter is shut down: {self._signal.items} are dropped"
                 self._last_words.log(logging.WARNING, "stopped", what)
                 return False
-            self._counters.add(received=len(items), in_flight=len(items))
+            self._counters.add(self._signal, received=len(items), in_flight=len(items))
             rest, outcome = items, Outcome()
             try:
                 while rest:
@@ -170,7 +170,7 @@ class _PostgresExporter:
             except Exception as exc:  # noqa: BLE001 - a bug of ours must not reach the application
                 self._lost(len(rest), exc, exc_info=exc)
             finally:
-                self._counters.add(in_flight=-len(rest), refused=len(rest))
+                self._counters.add(self._signal, in_flight=-len(rest), refused=len(rest))
             if not rest and not outcome.spooled:
                 self._drain(_DRAIN_TIME)
             return not rest
@@ -268,7 +268,11 @@ class _PostgresExporter:
         if not outcome.spooled:  # else the spool has counted them
             self._warn_of_rejections([outcome])
             self._counters.add(
-                in_flight=-count, stored=outcome.stored, duplicate=outcome.duplicate, rejected=outcome.rejected
+                self._signal,
+                in_flight=-count,
+                stored=outcome.stored,
+                duplicate=outcome.duplicate,
+                rejected=outcome.rejected,
             )
 
     def _warn_of_rejections(self, outcomes: Sequence[Outcome]) -> None:

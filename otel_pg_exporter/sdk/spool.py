@@ -81,7 +81,7 @@ class ExporterSpool:
             folder = self._folders().acquire()
             stack.callback(folder.release)
             stack.enter_context(self._opened(folder.path)).append(record)
-            self._counters.add(in_flight=-count, in_spool=count, spooled=count)
+            self._counters.add(self._signal, in_flight=-count, in_spool=count, spooled=count)
 
     def drain(self, until: float, *, insist: bool) -> None:
         """Write what any process has left, oldest first; begin no transaction after `until`, by time.monotonic.
@@ -131,9 +131,9 @@ class ExporterSpool:
 
     def _count_change(self, items: int) -> None:
         if items > 0:
-            self._counters.add(recovered_from_spool=items, in_spool=items)
+            self._counters.add(self._signal, recovered_from_spool=items, in_spool=items)
         elif items < 0:
-            self._counters.add(handed_over=-items, in_spool=items)
+            self._counters.add(self._signal, handed_over=-items, in_spool=items)
 
     def _forget_taken(self) -> None:
         """Count what was in files that other processes have emptied."""

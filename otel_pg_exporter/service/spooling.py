@@ -49,7 +49,7 @@ class Spooling:
         stack.callback(self._folder.release)
         self.spool = Spool(self._folder.path, max_bytes=settings.spool_max_bytes)
         stack.callback(self._close)
-        self._recovered(self.spool.level.items)
+        self._recovered({signal: self.spool.items(signal) for signal in Signal})
 
     @property
     def path(self) -> Path:
@@ -107,13 +107,15 @@ class Spooling:
         if failed is not None:
             raise failed
 
-    def _recovered(self, items: int) -> None:
-        if items:
-            _logger.info(
-                "found %s items in the spool of a process that is dead; what is not set aside will be written",
-                f"{items:,}",
-            )
-            self._counters.add(recovered_from_spool=items, in_spool=items)
+    def _recovered(self, items: Mapping[Signal, int]) -> None:
+        for signal, count in items.items():
+            if count:
+                _logger.info(
+                    "found %s %s in the spool of a process that is dead; what is not set aside will be written",
+                    f"{count:,}",
+                    signal.items,
+                )
+                self._counters.add(signal, recovered_from_spool=count, in_spool=count)
 
     def _close(self) -> None:
         level = self.spool.close()

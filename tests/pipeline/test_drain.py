@@ -103,7 +103,8 @@ class House:
     def put(self, *records: SpoolRecord) -> None:
         for each in records:
             assert self.spool.append(each)
-            self.counters.add(received=each.item_count, in_spool=each.item_count, spooled=each.item_count)
+            count = each.item_count
+            self.counters.add(each.signal, received=count, in_spool=count, spooled=count)
 
     def drain(self, write: object = None) -> Drain:
         drain = Drain(
@@ -372,7 +373,7 @@ def test_what_was_written_but_not_removed_is_not_doubled(dsn: str, tmp_path: Pat
             assert tables.count(signal.table) == 200
             assert house.counters.snapshot().stored == 200
             again = House(spool=copy, table=Table(spool=copy), stack=stack)
-            again.counters.add(recovered_from_spool=200, in_spool=200)
+            again.counters.add(Signal.TRACES, recovered_from_spool=200, in_spool=200)
             drain = again.drain(tables.writer.write)
             again.wait_empty()
             drain.stop(10)

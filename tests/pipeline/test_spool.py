@@ -540,7 +540,7 @@ def test_an_adopted_spool_is_moved_with_what_was_set_aside(tmp_path: Path) -> No
         other.set_aside(to_drain(other)[50], "a reason")
         other.doubt(to_drain(other)[:10], NOW)
         moved = sum(made(number).item_count for number in range(100) if number != 3)
-        assert spool.adopt(other) == moved
+        assert spool.adopt(other).total() == moved
         assert sorted(numbers(spool)) == list(range(100))
         assert spool.level.set_aside == 1
         assert [each.in_doubt_since for each in spool.following(0)].count(NOW) == 9
@@ -553,7 +553,7 @@ def test_what_there_is_no_room_for_stays_with_its_old_spool(tmp_path: Path) -> N
         for number in range(5):
             other.append(made(number, size=10 * 2**20))
     with opened(tmp_path / "own", max_bytes=35 * 2**20) as spool:
-        came = spool.adopt(Spool(tmp_path, max_bytes=1))
+        came = spool.adopt(Spool(tmp_path, max_bytes=1)).total()
         with opened(tmp_path) as other:
             assert sorted(numbers(spool) + numbers(other)) == [0, 1, 2, 3, 4]
             assert numbers(spool) == [0, 1, 2]
@@ -583,7 +583,7 @@ def test_an_adoption_that_fails_half_way_tells_what_came_and_loses_nothing(tmp_p
             other.append(made(number, size=7 * 2**20))
     with small_disk(tmp_path / "own", 40 * 2**20):
         spool = Spool(tmp_path / "own", max_bytes=2**30)
-        came = spool.adopt(Spool(tmp_path, max_bytes=1))
+        came = spool.adopt(Spool(tmp_path, max_bytes=1)).total()
         own = numbers(spool)
         assert came == spool.level.items > 0
         with opened(tmp_path) as other:

@@ -12,6 +12,7 @@ import pytest
 from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.errors import DatabaseUnavailableError, DeploymentError
 from otel_pg_exporter.model import Outcome, Signal
+from otel_pg_exporter.telemetry import BatchReport, Statistics
 from tests.workload import Database, database, decoded, logs, record, shuffled, span, traces
 
 
@@ -314,3 +315,34 @@ def test_statistics_add_up(db: Database) -> None:
     assert snapshot.bytes > 0
     assert snapshot.p50_batch_seconds is not None
     assert "2 rows in 2 batches" in str(snapshot)
+
+
+def test_a_batch_tells_why_items_were_rejected_how_many_letters_it_wrote(db: Database) -> None:
+    db.execute("ALTER TABLE spans ADD CONSTRAINT short CHECK (length(name) < 100)")
+    batch = traces(span(0, trace=0), span(1), span(2, name="x" * 100))
+    for _ in range(2):
+        assert db.writer.write([batch])[0].rejected == 2
+    told = db.statistics.snapshot()
+    assert told.rejections == {"invalid_id": 2, "sqlstate_23": 2}
+    assert told.dead_letters == 2  # the retry adds none
+
+
+def test_a_retry_of_log_records_counts_what_was_rejected_before_as_repeated(db: Database) -> None:
+    db.execute("ALTER TABLE logs ADD CONSTRAINT short CHECK (length(body) < 100)")
+    batch = logs(record("fine"), record("x" * 100))
+    for _ in range(2):
+        assert db.writer.write([batch])[0].rejected == 1
+    told = db.statistics.snapshot()
+    assert (told.rejections, told.dead_letters) == ({"sqlstate_23": 1, "repeated": 1}, 1)
+
+
+@pytest.mark.parametrize("age", [60.0, -60.0])
+def test_the_lag_is_the_age_of_the_median_trace_and_never_negative(dsn: str, age: float) -> None:
+    reports: list[BatchReport] = []
+    with database(dsn, statistics=Statistics(reports.append)) as db:
+        end = time.time_ns() - int(age * 1e9)
+        ended = [span(0, trace=trace, start=end - 1_000_000) for trace in range(1, 200)]
+        db.writer.write([traces(span(0, trace=200, start=1), *ended)])
+        db.writer.write([logs(record("has no lag"))])
+    assert reports[0].lag == pytest.approx(max(age, 0), abs=30)
+    assert reports[1].lag is None

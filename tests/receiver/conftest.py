@@ -10,6 +10,7 @@ from otel_pg_exporter.config import ReceiverSettings
 from otel_pg_exporter.pipeline.admission import ByteBudget
 from otel_pg_exporter.receiver.grpc import GrpcServer
 from otel_pg_exporter.receiver.security import Security
+from otel_pg_exporter.telemetry import Answered, unobserved
 from tests.receiver.support import Client, Connect, Export, Running, Serve, settings
 
 
@@ -25,6 +26,7 @@ def serve() -> Iterator[Serve]:
             budget: int = 512 * 2**20,
             body_timeout: float = 30,
             security: Security | None = None,
+            answered: Answered = unobserved,
         ) -> Running:
             byte_budget = ByteBudget(budget)
             server = GrpcServer(
@@ -34,6 +36,7 @@ def serve() -> Iterator[Serve]:
                 credentials=None if security is None else security.grpc_credentials,
                 authenticate=None if security is None else security.authenticate,
                 body_timeout=body_timeout,
+                answered=answered,
             )
             port = server.start()
             server.set_serving(True)

@@ -17,6 +17,7 @@ from otel_pg_exporter.model import Hold, Outcome, Signal, unbounded
 from otel_pg_exporter.pipeline.admission import ByteBudget
 from otel_pg_exporter.receiver.grpc import GrpcServer
 from otel_pg_exporter.receiver.security import Security
+from otel_pg_exporter.telemetry import Answered
 from tests.support import wait_until
 
 Export = Callable[[Signal, bytes, Hold], Outcome]
@@ -75,6 +76,7 @@ class Serve(Protocol):
         budget: int = ...,
         body_timeout: float = ...,
         security: Security | None = ...,
+        answered: Answered = ...,
     ) -> Running: ...
 
 

@@ -209,3 +209,35 @@ def test_a_refused_body_is_freed_without_waiting_for_the_garbage_collector(serve
         wait_until(lambda: sys.getrefcount(bodies[0]) == 2)
     finally:
         gc.enable()
+
+
+def test_every_answer_is_told_with_its_method_and_status_also_of_calls_whose_body_was_not_read(
+    serve: Serve, connect: Connect
+) -> None:
+    told: list[tuple[str, str]] = []
+
+    def answered(method: str, status: str, seconds: float) -> None:
+        assert 0 <= seconds < 60
+        told.append((method, status))
+
+    client = connect(serve(Recorder(), settings(max_request_bytes=2048), answered=answered).address)
+    client.export(TRACES, b"x")
+    client.export(METRICS, b"")
+    assert client.refused(METRICS, b"\xff").code is grpc.StatusCode.INVALID_ARGUMENT
+    assert client.refused(LOGS, bytes(4096)).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    failed = connect(serve(failing(UnauthenticatedError("who?")), answered=answered).address)
+    assert failed.refused(TRACES, b"x").code is grpc.StatusCode.UNAUTHENTICATED
+    full = serve(Recorder(), answered=answered)
+    with full.budget.reserve(full.budget.limit):
+        assert connect(full.address).refused(TRACES, b"x").code is grpc.StatusCode.UNAVAILABLE
+    names = {TRACES: "trace.v1.TraceService", LOGS: "logs.v1.LogsService", METRICS: "metrics.v1.MetricsService"}
+    expected = [
+        (TRACES, "OK"),
+        (METRICS, "OK"),
+        (METRICS, "INVALID_ARGUMENT"),
+        (LOGS, "CANCELLED"),  # gRPC has refused it itself
+        (TRACES, "UNAUTHENTICATED"),
+        (TRACES, "UNAVAILABLE"),
+    ]
+    wait_until(lambda: len(told) == len(expected))
+    assert told == [(f"opentelemetry.proto.collector.{names[method]}/Export", status) for method, status in expected]

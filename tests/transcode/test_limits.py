@@ -151,6 +151,7 @@ def test_items_for_whose_rows_there_is_no_room_are_not_decoded(monkeypatch: pyte
     assert {rejection.reason for rejection in batch.rejected} == {
         "the rows of this request exceed 10,000 bytes; send smaller requests"
     }
+    assert {rejection.kind for rejection in batch.rejected} == {"limit"}
 
 
 def test_a_huge_resource_refuses_its_items() -> None:
@@ -172,6 +173,7 @@ def test_a_scope_that_would_make_every_row_large_refuses_its_items_and_a_large_r
     assert [rejection.reason for rejection in batch.rejected] == [
         "its scope adds 1,048,628 bytes to every row; at most 1,048,576 are allowed"
     ]
+    assert batch.rejected[0].kind == "limit"
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_WARN, LogRecord
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from otel_pg_exporter.model import Signal
+from otel_pg_exporter.model import Rejection, Signal
 from otel_pg_exporter.transcode import transcode
+from otel_pg_exporter.transcode.framing import ITEM_PATH
+from otel_pg_exporter.transcode.protobuf_wire import nested
 from tests.transcode.support import (
     NOW,
     SPAN_ID,
@@ -261,3 +263,14 @@ def test_size_covers_the_rows_and_the_body() -> None:
     batch = traces(body)
 
     assert batch.size > len(body) + sum(map(len, batch.rows))
+
+
+def test_a_rejection_is_of_one_of_few_kinds() -> None:
+    request = trace_request(
+        span(trace_id=b""), span(span_id=bytes(8)), span(trace_id=b"short", span_id=b"")
+    ).SerializeToString()
+    undecodable = nested(ITEM_PATH, b"\x0a\xff")
+
+    assert [rejection.kind for rejection in traces(request).rejected] == ["invalid_id"] * 3
+    assert [rejection.kind for rejection in traces(undecodable).rejected] == ["not_decodable"]
+    assert Rejection(item=0, reason="x", sqlstate="22P02").kind == "sqlstate_22"
