@@ -40,6 +40,7 @@ class DatabaseSettings:
     dsn: str = setting(
         "",
         "PostgreSQL to write to, as URL or key=value string; libpq's PG* fill in the rest",
+        secret=True,  # it may hold a password
     )
     schema: str = setting("otel", "schema that holds the tables")
     connect_timeout: float = setting(5.0, "seconds that a connection attempt may take", minimum=0.1, maximum=_DAY)
@@ -181,15 +182,19 @@ class ReceiverSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecuritySettings:
-    """Who may send, and how it is encrypted: alike for OTLP/gRPC and OTLP/HTTP."""
+    """Who may send, and how it is encrypted, for OTLP/gRPC and OTLP/HTTP alike; the files may change at any time."""
 
     tls_cert: Path | None = setting(None, "PEM file with the server's certificate chain; with it, TLS is on")
     tls_key: Path | None = setting(None, "PEM file with the certificate's private key")
     tls_client_ca: Path | None = setting(
-        None, "PEM file with the authorities whose client certificates are asked for (mTLS)"
+        None, "PEM file with the authorities one of which must have signed a client's certificate (mTLS)"
     )
-    auth_bearer_file: Path | None = setting(None, "file with the bearer tokens that may send, one a line")
-    auth_basic_file: Path | None = setting(None, "file with user:password pairs that may send, one a line")
+    auth_bearer_file: Path | None = setting(
+        None, "file with the bearer tokens that may send, one a line, plain or as sha256:…"
+    )
+    auth_basic_file: Path | None = setting(
+        None, "file with the pairs that may send, one a line, user:password or user:sha256:…"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,10 +43,14 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     size: bool = False,
+    secret: bool = False,
 ) -> Any:  # noqa: ANN401 - as above
-    """Declare one setting: its default, its help text, and the least and greatest value that make sense."""
+    """Declare one setting: its default, its help text, and the least and greatest value that make sense.
+
+    What is secret is no part of its group's `repr`, which tracebacks with values (Sentry's) and debuggers show.
+    """
     metadata = {"help": help, "minimum": minimum, "maximum": maximum, "size": size}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
