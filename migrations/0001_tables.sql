@@ -94,6 +94,9 @@ COMMENT ON TABLE logs_default IS
 -- Allowed here and nowhere else: this partition is small, and its minutes tell nothing about when a trace took place.
 CREATE INDEX spans_default_trace_id_idx ON spans_default (trace_id);
 CREATE INDEX logs_default_trace_id_idx ON logs_default (trace_id) WHERE trace_id IS NOT NULL;
+-- What is pruned first; rows arrive in its order.
+CREATE INDEX spans_default_ingested_at_idx ON spans_default (ingested_at);
+CREATE INDEX logs_default_ingested_at_idx ON logs_default (ingested_at);
 
 CREATE TABLE resources (
     resource_id uuid PRIMARY KEY,
@@ -102,11 +105,18 @@ CREATE TABLE resources (
     schema_url text NOT NULL,
     dropped_attributes_count int8 NOT NULL,
     entity_refs jsonb,
-    last_seen timestamptz NOT NULL DEFAULT now()
+    last_seen timestamptz NOT NULL DEFAULT now(),
+    unseen_since timestamptz
 );
+-- Both change once a day at most.
+CREATE INDEX resources_last_seen_idx ON resources (last_seen) WHERE unseen_since IS NULL;
+CREATE INDEX resources_unseen_since_idx ON resources (unseen_since) WHERE unseen_since IS NOT NULL;
 COMMENT ON TABLE resources IS 'One row a distinct resource, which its spans and log records share by resource_id.';
 COMMENT ON COLUMN resources.last_seen IS
     'When a writer last met this resource, a day late at most; rows unseen for longer than any retention are pruned.';
+COMMENT ON COLUMN resources.unseen_since IS
+    'When retention found that it had not been met for two days; NULL while it is. Writers can''t set it back or forth, '
+    'so nobody but time makes a resource old.';
 
 CREATE TABLE traces (
     trace_id uuid PRIMARY KEY,
@@ -118,6 +128,7 @@ CREATE TABLE traces (
     root_start_time timestamptz,
     root_name text,
     root_service_name text,
+    ingested_at timestamptz NOT NULL DEFAULT now(),
     service_names text[] NOT NULL DEFAULT '{}'
 ) WITH (
     fillfactor = 70, -- a trace arrives in pieces: room on its page keeps the updates HOT
@@ -137,6 +148,7 @@ COMMENT ON COLUMN traces.root_span_id IS
 COMMENT ON COLUMN traces.root_start_time IS 'Start of the root span.';
 COMMENT ON COLUMN traces.root_name IS 'Name of the root span.';
 COMMENT ON COLUMN traces.root_service_name IS 'Service of the root span.';
+COMMENT ON COLUMN traces.ingested_at IS 'When the last of its spans was stored.';
 COMMENT ON COLUMN traces.service_names IS
     'Services that took part, sorted bytewise; the first 100 where there are more.';
 
@@ -176,5 +188,34 @@ COMMENT ON COLUMN dead_letters.item_index IS 'Which item of that request, counte
 COMMENT ON COLUMN dead_letters.reason IS 'Why it was refused.';
 COMMENT ON COLUMN dead_letters.sqlstate IS 'PostgreSQL''s error code; NULL when the item never got as far.';
 COMMENT ON COLUMN dead_letters.otlp IS 'An OTLP export request with this item alone: post it again to replay it.';
+
+CREATE TABLE retention (
+    item text PRIMARY KEY CHECK (item IN ('spans', 'logs', 'dead_letters', 'ingest_requests')),
+    keep interval CHECK (keep BETWEEN '1 hour' AND '100 years'),
+    CHECK (item <> 'ingest_requests' OR keep IS NOT NULL)
+);
+COMMENT ON TABLE retention IS
+    'What is kept how long: the one policy for all that write here, which drop_expired_partition() and prune_expired() '
+    'enforce. Change it by `otel-pg-exporter migrate --retention-spans 30d`, or by UPDATE.';
+COMMENT ON COLUMN retention.item IS 'The table; spans include traces, and resources go after the last that name them.';
+COMMENT ON COLUMN retention.keep IS 'How long it is kept; NULL: for ever.';
+INSERT INTO retention (item, keep) VALUES
+    ('spans', NULL), ('logs', NULL), ('dead_letters', NULL), ('ingest_requests', '7 days');
+
+CREATE TABLE retention_progress (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    outliers_pruned boolean NOT NULL DEFAULT false,
+    traces_page int8,
+    traces_horizon timestamptz
+);
+COMMENT ON TABLE retention_progress IS 'How far retention has come: one row.';
+COMMENT ON COLUMN retention_progress.one IS 'Always true.';
+COMMENT ON COLUMN retention_progress.outliers_pruned IS
+    'Whether spans were ever pruned from spans_default: then `verify` leaves traces alone that may have had some there.';
+COMMENT ON COLUMN retention_progress.traces_page IS
+    'The next page of traces to be looked through; NULL when the last walk has come to its end.';
+COMMENT ON COLUMN retention_progress.traces_horizon IS
+    'The start of the oldest partition of spans when that walk began; another one is due when it has moved.';
+INSERT INTO retention_progress DEFAULT VALUES;
 
 :promoted_columns

@@ -82,20 +82,33 @@ COMMENT ON FUNCTION anomaly_names(int4) IS 'The bits of a column anomalies in wo
 
 -- Partitions ---------------------------------------------------------------------------------------------------------
 
+CREATE FUNCTION expired_before(item text) RETURNS timestamptz
+    LANGUAGE sql STABLE
+    SET search_path = :schema, pg_temp
+    SET timezone = 'UTC'
+AS $body$
+    SELECT date_trunc('day', now() - r.keep) FROM retention AS r WHERE r.item = $1
+$body$;
+COMMENT ON FUNCTION expired_before(text) IS
+    'The midnight (UTC) before which spans or logs are older than the retention; NULL where they are kept for ever.';
+
 CREATE FUNCTION missing_partitions(parent regclass, from_day date, to_day date) RETURNS SETOF date
     LANGUAGE sql STABLE
     SET search_path = :schema, pg_temp
 AS $body$
     SELECT wanted.day
     FROM (SELECT from_day + n AS day FROM generate_series(0, to_day - from_day) AS n) AS wanted
-    WHERE NOT EXISTS (
-        SELECT FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
-        WHERE i.inhparent = parent
-            AND c.relname = (SELECT relname FROM pg_class WHERE oid = parent) || to_char(wanted.day::timestamp, '"_p"YYYYMMDD')
-    )
+    CROSS JOIN (SELECT relname FROM pg_class WHERE oid = parent) AS its
+    -- What retention has dropped, or would drop at once, is not made again.
+    WHERE wanted.day >= coalesce((expired_before(its.relname) AT TIME ZONE 'UTC')::date, '-infinity')
+        AND NOT EXISTS (
+            SELECT FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+            WHERE i.inhparent = parent AND c.relname = its.relname || to_char(wanted.day::timestamp, '"_p"YYYYMMDD')
+        )
     ORDER BY wanted.day
 $body$;
-COMMENT ON FUNCTION missing_partitions(regclass, date, date) IS 'Days of a range that have no partition of their own.';
+COMMENT ON FUNCTION missing_partitions(regclass, date, date) IS
+    'Days of a range that have no partition of their own, and are not older than the retention.';
 
 CREATE FUNCTION create_partition(parent text, time_column text, what text, day date) RETURNS void
     LANGUAGE plpgsql
@@ -181,12 +194,16 @@ BEGIN
         END LOOP;
         PERFORM set_config('lock_timeout', callers_wait, true);
     END IF;
-    RETURN QUERY SELECT from_day + n FROM generate_series(0, to_day - from_day) AS n;
+    RETURN QUERY SELECT from_day + n FROM generate_series(0, to_day - from_day) AS n
+        WHERE from_day + n >= (
+            SELECT min(coalesce((expired_before(t.item) AT TIME ZONE 'UTC')::date, '-infinity'))
+            FROM (VALUES ('spans'), ('logs')) AS t (item)
+        );
 END
 $body$;
 COMMENT ON FUNCTION ensure_partitions(date, date) IS
-    'Give each day (UTC) from from_day to to_day a partition of spans and logs, with what DEFAULT holds of it; returns '
-    'the days. Fails with lock_not_available (55P03) where writers leave no gap for 0.8 s: call again later.';
+    'Give each day (UTC) from from_day to to_day a partition of spans and logs, with what DEFAULT holds of it, unless it '
+    'is older than the retention; returns the days that have one. Fails with lock_not_available (55P03) where writers leave no gap for 0.8 s: call again later.';
 -- Callers whose rights end at INSERT may run it; docs/roles.md grants it to the writer.
 REVOKE EXECUTE ON FUNCTION ensure_partitions(date, date) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION create_partition(text, text, text, date) FROM PUBLIC;

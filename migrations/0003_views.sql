@@ -50,6 +50,7 @@ BEGIN
                 AS root_name,
             (array_agg(s.service_name ORDER BY s.start_time, s.span_id) FILTER (WHERE s.parent_span_id IS NULL))[1]
                 AS root_service_name,
+            max(s.ingested_at) AS ingested_at,
             merge_service_names(array_agg(DISTINCT s.service_name), '{}') AS service_names
             %s
         FROM spans AS s

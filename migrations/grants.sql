@@ -9,8 +9,9 @@ GRANT SELECT (start_minute, trace_id, span_id, start_time) ON spans TO :writer;
 GRANT SELECT (resource_id, last_seen), UPDATE (last_seen) ON resources TO :writer;
 GRANT SELECT, UPDATE ON traces TO :writer;
 GRANT SELECT, UPDATE (rejected, error_message) ON ingest_requests TO :writer;
-GRANT SELECT ON schema_migrations TO :writer;
-GRANT EXECUTE ON FUNCTION ensure_partitions(date, date) TO :writer;
+GRANT SELECT ON schema_migrations, retention TO :writer;
+GRANT EXECUTE ON FUNCTION ensure_partitions(date, date), drop_expired_partition(text), prune_expired(text, int4)
+    TO :writer;
 
 -- Operator, beyond what it has as a member of both others.
 GRANT DELETE, UPDATE (reason, sqlstate) ON dead_letters TO :operator;

@@ -38,7 +38,18 @@ _PAUSE = 0.5  # seconds between attempts, for the writers that queued up
 
 _MAX_IDENTIFIER = 63  # bytes; PostgreSQL cuts longer ones, and finds them no more
 _FILE = re.compile(r"(\d{4})_\w+\.sql")
-_TABLES = frozenset({"dead_letters", "ingest_requests", "logs", "resources", "spans", "traces"})
+_TABLES = frozenset(
+    {
+        "dead_letters",
+        "ingest_requests",
+        "logs",
+        "resources",
+        "retention",
+        "retention_progress",
+        "spans",
+        "traces",
+    }
+)
 _SETTINGS = "SET LOCAL standard_conforming_strings = on;\nSET LOCAL client_min_messages = warning;"
 _PLACEHOLDER = re.compile(r"(?<!:):(schema|promoted_columns)\b")
 

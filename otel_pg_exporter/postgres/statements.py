@@ -189,12 +189,13 @@ def unnest(types: Iterable[ColumnType]) -> sql.Composed:
 def upsert_resources(schema: str, table: Table) -> sql.Composed:
     """Compile the INSERT of resources, which refreshes `last_seen` of those that are there.
 
-    `last_seen` is a parameter and no now(): Citus wants upserts without volatile functions.
+    By the server's clock, which retention reads too, but as the column's default: Citus wants upserts that call nothing
+    volatile.
     """
     names = [sql.Identifier(column.name) for column in table.columns]
     return sql.SQL(
-        "INSERT INTO {} AS r ({}, last_seen) SELECT u.*, %s::timestamptz FROM {} AS u"
-        " ON CONFLICT (resource_id) DO UPDATE SET last_seen = EXCLUDED.last_seen"
+        "INSERT INTO {} AS r ({}) SELECT u.* FROM {} AS u"
+        " ON CONFLICT (resource_id) DO UPDATE SET last_seen = GREATEST(r.last_seen, EXCLUDED.last_seen)"
     ).format(
         sql.Identifier(schema, table.name),
         sql.SQL(", ").join(names),
@@ -248,6 +249,7 @@ def upsert_traces(schema: str, sums: Sequence[Column]) -> sql.Composed:
         sql.SQL("end_time = GREATEST(t.end_time, EXCLUDED.end_time)"),
         sql.SQL("span_count = t.span_count + EXCLUDED.span_count"),
         sql.SQL("error_count = t.error_count + EXCLUDED.error_count"),
+        sql.SQL("ingested_at = GREATEST(t.ingested_at, EXCLUDED.ingested_at)"),
         *(
             sql.SQL("{0} = CASE WHEN {1} THEN EXCLUDED.{0} ELSE t.{0} END").format(sql.Identifier(name), earlier_root)
             for name in ("root_span_id", "root_start_time", "root_name", "root_service_name")

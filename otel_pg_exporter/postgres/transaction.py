@@ -5,7 +5,6 @@ Writers that keep to it cannot deadlock.
 """
 
 import contextlib
-import datetime as dt
 import enum
 import struct
 from collections import Counter
@@ -94,7 +93,6 @@ class Transaction:
         *,
         method: Method,
         new_resources: Sequence[bytes],
-        seen_at: dt.datetime,
         refused_traces: Mapping[bytes, tuple[str, str | None]],
     ) -> None:
         self.phase = "BEGIN"
@@ -103,7 +101,6 @@ class Transaction:
         self._merged = merged
         self.method = method
         self._new_resources = new_resources
-        self._seen_at = seen_at
         self._tally = Tally(merged)
         self._refused_resources: set[bytes] = set()
         self._bytes = self._dead_letters = 0
@@ -248,7 +245,7 @@ class Transaction:
 
     def _upsert_resources(self, rows: Iterable[bytes]) -> None:
         arrays = statements.columns_of(self._compiled.resources, rows)
-        self._execute(self._compiled.upsert_resources, [self._seen_at, *arrays])
+        self._execute(self._compiled.upsert_resources, arrays)
 
     def _claim_requests(self) -> None:
         """Enter new requests in the ledger, and give those that are there the answer they got the first time."""

@@ -17,6 +17,7 @@ _EXPRESSIONS: Mapping[str, LiteralString] = {
     "root_name": "(array_agg(s.name ORDER BY s.start_time, s.span_id) FILTER (WHERE s.parent_span_id IS NULL))[1]",
     "root_service_name": "(array_agg(s.service_name ORDER BY s.start_time, s.span_id)"
     " FILTER (WHERE s.parent_span_id IS NULL))[1]",
+    "ingested_at": "max(s.ingested_at)",
     "service_names": "{merge}(array_agg(DISTINCT s.service_name), '{{}}')",
 }
 _READ = (
@@ -139,8 +140,8 @@ class VerifyStatements:
             " AND NOT EXISTS (SELECT FROM {spans_default} AS s WHERE s.trace_id = t.trace_id)"
         ).format(**names)
         self.insert_neutral = sql.SQL(
-            "INSERT INTO {traces} (trace_id, start_time, end_time, span_count, error_count)"
-            " VALUES (%s, 'infinity', '-infinity', 0, 0) ON CONFLICT DO NOTHING"
+            "INSERT INTO {traces} (trace_id, start_time, end_time, ingested_at, span_count, error_count)"
+            " VALUES (%s, 'infinity', '-infinity', '-infinity', 0, 0) ON CONFLICT DO NOTHING"
         ).format(**names)
         self.lock_row = sql.SQL("SELECT FROM {traces} WHERE trace_id = %s FOR UPDATE").format(**names)
         self.update_row = sql.SQL("UPDATE {traces} SET {assignments} WHERE trace_id = %s").format(

@@ -5,7 +5,6 @@ inserted around, bad rows are isolated, and what is about no single row is raise
 """
 
 import contextlib
-import datetime as dt
 import logging
 import threading
 import time
@@ -106,7 +105,6 @@ class Writer:
                 merged,
                 method=method,
                 new_resources=self._new_resources(merged.resources),
-                seen_at=dt.datetime.now(dt.UTC),
                 refused_traces=refused_traces,
             )
             try:

@@ -180,11 +180,15 @@ def test_the_mapping_and_the_tables_agree_both_ways(connection: Connection, bund
         )
         return {name: (kind, nullable) for name, kind, nullable in rows}
 
-    own = {"spans": {"ingested_at"}, "logs": {"ingested_at"}, "resources": {"last_seen"}}
+    own = {
+        "spans": {"ingested_at": False},
+        "logs": {"ingested_at": False},
+        "resources": {"last_seen": False, "unseen_since": True},
+    }
     for table in (bundled_mapping.spans, bundled_mapping.logs, bundled_mapping.resources):
         columns = found(table.name)
-        for name in own[table.name]:
-            assert columns.pop(name) == ("timestamptz", False)
+        for name, nullable in own[table.name].items():
+            assert columns.pop(name) == ("timestamptz", nullable)
         assert columns == declared(table)
     sums = {name: kind for name, kind in found("traces").items() if kind[0] == "numeric"}
     assert sums == {column.name: ("numeric", True) for column in bundled_mapping.spans.sums}

@@ -73,7 +73,7 @@ def test_the_writer_does_all_that_ingest_needs(writer: Connection) -> None:
             writer.execute(
                 "INSERT INTO resources AS r (resource_id, schema_url, dropped_attributes_count, last_seen)"
                 " VALUES (%s, '', 0, '2026-11-23') ON CONFLICT (resource_id) DO UPDATE"
-                " SET last_seen = EXCLUDED.last_seen",
+                " SET last_seen = GREATEST(r.last_seen, EXCLUDED.last_seen)",
                 [RESOURCE],
             )
             writer.execute(
@@ -155,6 +155,9 @@ _FORBIDDEN = """
     UPDATE spans SET name = ''
     UPDATE logs SET body = ''
     UPDATE resources SET attributes = NULL
+    UPDATE resources SET unseen_since = now()
+    UPDATE retention SET keep = '1 hour'
+    UPDATE retention_progress SET outliers_pruned = true
     UPDATE ingest_requests SET received_at = now()
     UPDATE dead_letters SET otlp = ''
     UPDATE schema_migrations SET checksum = ''
@@ -191,6 +194,9 @@ _FORBIDDEN = """
     -- Call what only other functions call, or become somebody else.
     SELECT follow_promoted_columns()
     SELECT create_partition('spans', 'start_time', 'x', '2026-11-23')
+    SELECT prune_before('logs_default', 'ingested_at', now(), 1)
+    SELECT prune_traces(1)
+    SELECT prune_resources(1)
     SET ROLE otel_migrator
     SET ROLE otel_reader
     SET SESSION AUTHORIZATION otel_migrator
@@ -263,8 +269,12 @@ def test_the_reader_reads_everything_and_writes_nothing(reader: Connection, writ
 def test_the_functions_that_run_with_the_owners_rights_are_few_and_pinned(writer: Connection) -> None:
     assert fetch(
         writer,
-        "SELECT proname, proconfig FROM pg_proc WHERE pronamespace = 'otel'::regnamespace AND prosecdef",
-    ) == [("ensure_partitions", ["search_path=otel, pg_temp"])]
+        "SELECT proname, proconfig[1] FROM pg_proc WHERE pronamespace = 'otel'::regnamespace AND prosecdef ORDER BY 1",
+    ) == [
+        ("drop_expired_partition", "search_path=otel, pg_temp"),
+        ("ensure_partitions", "search_path=otel, pg_temp"),
+        ("prune_expired", "search_path=otel, pg_temp"),
+    ]
 
 
 def test_the_reader_sees_dead_letters_and_verifies(granted: str, reader: Connection) -> None:
