@@ -250,3 +250,35 @@ def test_a_column_of_the_receivers_own_stays_empty_for_writers_without_the_file(
     assert query("SELECT count(*), count(shop_customer_id) FROM spans WHERE name = 'POST /orders'") == [
         (shop.ORDERS, 0)
     ]
+
+
+# The tutorials' commands, one after the other, as a reader types them.
+
+
+@pytest.mark.usefixtures("receiver")
+def test_the_tutorials_lead_to_what_they_show(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(tutorial("getting-started", "python")[0], encoding="utf-8")
+    _start, _dsn, _set_up, *commands = tutorial("getting-started", "sh")
+    said = "".join(shell.run(each.replace("python app.py", f"python {tmp_path}/app.py")) for each in commands)
+    for line in (
+        "no answer from the bank for order 13",
+        "     POST /charge |",
+        " Ada ",
+        '{"greeted": "world"}',
+        "hello, world",
+    ):
+        assert line in said
+    said = "".join(shell.run(each) for each in tutorial("llm-app", "sh"))
+    for line in (
+        " claude-haiku-4-5-20251001 |     8 |      0 |         1841 |           193",
+        "You have 30 days",
+        "conv-a94e",
+    ):
+        assert line in said
+    assert "   execute_tool get_order_status |" in said
+
+
+def tutorial(name: str, language: str) -> list[str]:
+    """Return the blocks of a language of a tutorial."""
+    text = (ROOT / "docs" / "tutorial" / f"{name}.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
