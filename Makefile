@@ -70,7 +70,7 @@ unit-native:
 	@$(WITH_CRATE) set -x; cargo test --quiet $(CRATE); fi
 
 test-system: .venv/.dev
-	OTEL_PG_EXPORTER_TEST_PG=system $(PYTEST) tests/postgres tests/e2e tests/faults
+	OTEL_PG_EXPORTER_TEST_PG=system $(PYTEST) tests/postgres tests/e2e tests/faults tests/test_cookbook.py
 
 faults: .venv/.dev
 	OTEL_PG_EXPORTER_FAULT_ROUNDS=$(ROUNDS) $(PYTEST) tests/faults
