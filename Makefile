@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lint-native unit unit-native fuzz-native test-system faults build bench bench-end-to-end fuzz docs docs-serve docs-reference setup audit clean
+.PHONY: help run test lint lint-native unit unit-native fuzz-native test-system faults build bench bench-end-to-end fuzz quickstarts docs docs-serve docs-reference audit setup clean
 
 ARGS ?=
 # Tests wait more than they work, so few cores take more of them at a time.
@@ -33,6 +33,7 @@ help:
 	@echo 'make bench-end-to-end [ARGS="--quick"]           from OTLP to COMMIT: half an hour'
 	@echo 'make fuzz [SECONDS=600]                          hostile bytes for the decoder, for so long and then some'
 	@echo 'make fuzz-native [SECONDS=600]                   the same for the native core alone'
+	@echo 'make quickstarts [LANGS="node go"]                the examples in all languages that have their tools here'
 	@echo 'make docs | docs-serve                           the documentation as a site: in site/, on 127.0.0.1:8000'
 	@echo 'make docs-reference                              write the generated parts of docs/ anew'
 	@echo 'make audit                                       known vulnerabilities of what is locked; asks public services'
@@ -70,7 +71,7 @@ unit-native:
 	@$(WITH_CRATE) set -x; cargo test --quiet $(CRATE); fi
 
 test-system: .venv/.dev
-	OTEL_PG_EXPORTER_TEST_PG=system $(PYTEST) tests/postgres tests/e2e tests/faults
+	OTEL_PG_EXPORTER_TEST_PG=system $(PYTEST) tests/postgres tests/e2e tests/faults tests/test_cookbook.py
 
 faults: .venv/.dev
 	OTEL_PG_EXPORTER_FAULT_ROUNDS=$(ROUNDS) $(PYTEST) tests/faults
@@ -100,6 +101,11 @@ fuzz: .venv/.dev
 	$(PYTEST) tests/fuzz --hypothesis-profile=fuzz --timeout=0
 
 # Broken links and anchors end the build.
+# What has no toolchain or no registry here is left out, and named at the end.
+LANGS ?= python node go java collector
+quickstarts: .venv/.dev
+	.venv/bin/pytest tests/examples -n 2 --dist loadfile -m "$$(printf "quickstart(language='%s') or " $(LANGS))quickstart(language='')"
+
 docs: .venv/.dev
 	.venv/bin/python docs/site.py build/docs
 	.venv/bin/zensical build --clean --strict

@@ -145,7 +145,7 @@ def fill(dsn: str) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "PG"))}
     examples = [
         subprocess.Popen(
-            [sys.executable, "-m", "examples.sdk_exporter", *arguments],
+            [sys.executable, "-m", "examples.python.sdk_exporter", *arguments],
             env={**environment, "OTEL_EXPORTER_POSTGRESQL_DSN": dsn},
             stderr=subprocess.DEVNULL,
         )

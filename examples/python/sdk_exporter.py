@@ -1,8 +1,8 @@
 """Front door 2: the app writes straight into PostgreSQL, through the exporters for the OpenTelemetry SDK.
 
 export OTEL_EXPORTER_POSTGRESQL_DSN=postgresql://app@db.example/telemetry
-python -m examples.sdk_exporter          # the shop
-python -m examples.sdk_exporter genai    # the assistant
+python -m examples.python.sdk_exporter          # the shop
+python -m examples.python.sdk_exporter genai    # the assistant
 """
 
 import logging
@@ -15,7 +15,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from examples import genai, shop
+from examples.python import genai, shop
 from otel_pg_exporter.sdk import PostgresLogRecordExporter, PostgresSpanExporter
 
 

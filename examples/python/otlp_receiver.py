@@ -1,6 +1,6 @@
 """Front door 1: the app speaks OTLP, as to any collector, and `otel-pg-exporter serve` writes into PostgreSQL.
 
-`python -m examples.otlp_receiver` runs the shop, `python -m examples.otlp_receiver genai` the assistant.
+`python -m examples.python.otlp_receiver` runs the shop, `python -m examples.otlp_receiver genai` the assistant.
 OTEL_EXPORTER_OTLP_ENDPOINT names the receiver, where that is not http://localhost:4317. Only the exporters differ from
 `sdk_exporter.py`; apps in other languages are set up alike.
 """
@@ -17,7 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from examples import genai, shop
+from examples.python import genai, shop
 
 
 def instrument(service: str) -> TracerProvider:

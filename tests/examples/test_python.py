@@ -6,17 +6,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from examples import shop
+from examples.python import shop
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-SDK, RECEIVER = "examples.sdk_exporter", "examples.otlp_receiver"
+pytestmark = pytest.mark.quickstart(language="python")
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "examples" / "python" / "README.md").read_text(encoding="utf-8")
+SDK, RECEIVER = "examples.python.sdk_exporter", "examples.python.otlp_receiver"
 
 SPANS_PER_SERVICE = "SELECT service_name, count(*) FROM spans GROUP BY 1 ORDER BY 1"
 SERVICES_OF_LOGS = (
@@ -106,6 +109,12 @@ def blocks(heading: str) -> list[str]:
     _, _, rest = README.partition(f"\n## {heading}\n")
     assert rest, heading
     return re.findall(r"^```sh\n(.*?)^```$", rest.partition("\n## ")[0], flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_requirements_are_what_these_tests_run_with() -> None:
+    lines = (ROOT / "examples" / "python" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {name: version(name) for name in wanted} == wanted
 
 
 # The apps.
