@@ -98,17 +98,7 @@ class SpoolFolders:
 
     def others(self) -> list[Path]:
         """List the folders of other PostgreSQLs in which something is left and no process is at work."""
-        found = []
-        for folder in _entries(self.root):
-            if folder == self.path or folder.is_symlink():
-                continue
-            for path in _entries(folder):
-                if (locked := _lock(path)) is not None:
-                    locked.release()
-                    if path.exists():
-                        found.append(folder)
-                        break
-        return found
+        return [each for each in _entries(self.root) if each != self.path and next(left_behind(each), None)]
 
     def _new(self) -> ProcessFolder:
         for _ in range(_ATTEMPTS):
@@ -118,6 +108,17 @@ class SpoolFolders:
             if (folder := _try_lock(path)) is not None:
                 return folder
         raise OSError(f"{_ATTEMPTS} new folders in it were taken away at once")
+
+
+def left_behind(folder: Path) -> Iterator[Path]:
+    """Yield the processes' folders in one PostgreSQL's in which something is left, and no process is at work."""
+    if folder.is_symlink():
+        return
+    for path in _entries(folder):
+        if (locked := _lock(path)) is not None:
+            locked.release()
+            if path.exists():
+                yield path
 
 
 def _entries(folder: Path) -> list[Path]:

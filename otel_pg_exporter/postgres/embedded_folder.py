@@ -84,6 +84,20 @@ class DataFolder:
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             self._lock = descriptor
 
+    def holder(self) -> str | None:
+        """Return the process id of the process that has locked the folder, None where nobody has."""
+        try:
+            descriptor = os.open(self.path / "server.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return os.pread(descriptor, 32, 0).decode().strip() or "unknown"
+        finally:
+            os.close(descriptor)
+        return None
+
     def unlock(self) -> None:
         """Let others use the folder."""
         if self._lock is not None:

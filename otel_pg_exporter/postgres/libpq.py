@@ -5,7 +5,7 @@ import os
 from psycopg import pq
 
 # Read by libpq, but not among the variables that its options tell of.
-_OTHERS = ("PGSERVICEFILE", "PGSYSCONFDIR", "PGLOCALEDIR")
+_OTHERS = ("PGDATESTYLE", "PGGEQO", "PGLOCALEDIR", "PGSERVICEFILE", "PGSYSCONFDIR", "PGTZ")
 _MASK = "***"
 
 

@@ -217,6 +217,8 @@ def test_after_a_jump_ahead_only_log_requests_in_doubt_are_set_aside_and_none_is
 # Where the wall clock may be read, and what for. Whatever waits or is timed goes by the monotonic clock.
 _WALL_CLOCK = {
     "bench/load.py": "when made-up items began",
+    "cli/verify.py": "how far a bar is",
+    "diagnosis/database.py": "how far the server's clock is from ours",
     "cli/forms.py": "what `--since 2h` means",
     "pipeline/drain.py": "how old a request in doubt is",
     "pipeline/export.py": "when a request came",

@@ -1,0 +1,57 @@
+"""Questions to PostgreSQL, each in a short transaction of its own."""
+
+from dataclasses import replace
+from typing import Any, LiteralString
+
+from psycopg import sql
+
+from otel_pg_exporter.config import DatabaseSettings
+from otel_pg_exporter.postgres.connection import Connection
+from otel_pg_exporter.postgres.operations import transaction
+
+_TIMEOUT = 10.0  # seconds that one question may take
+
+
+class Database:
+    """A PostgreSQL that is being examined, over one connection."""
+
+    def __init__(self, connection: Connection, settings: DatabaseSettings) -> None:
+        self.connection = connection
+        self.schema = settings.schema
+        timeout = min(_TIMEOUT, settings.statement_timeout)
+        # As the server has it: whoever only asks commits nothing that could be lost.
+        self._settings = replace(settings, statement_timeout=timeout, lock_timeout=1.0, synchronous_commit="server")
+
+    def rows(self, query: str | sql.Composed, *parameters: object) -> list[tuple[Any, ...]]:
+        """Return what a query returns. Raises DatabaseUnavailableError."""
+        statement = query.encode() if isinstance(query, str) else query
+        with transaction(self.connection, self._settings, doing="a question of the check") as connection:
+            return connection.execute(statement, parameters or None).fetchall()
+
+    def row(self, query: str | sql.Composed, *parameters: object) -> tuple[Any, ...]:
+        """Return the one row that a query returns."""
+        [row] = self.rows(query, *parameters)
+        return row
+
+    def value(self, query: str | sql.Composed, *parameters: object) -> Any:  # noqa: ANN401 - the caller knows the type
+        """Return the one value that a query returns."""
+        [value] = self.row(query, *parameters)
+        return value
+
+    def table(self, name: str) -> sql.Identifier:
+        """Name a table of ours."""
+        return sql.Identifier(self.schema, name)
+
+
+def composed(query: LiteralString, *parts: sql.Composable) -> sql.Composed:
+    """Fill in a query's names."""
+    return sql.SQL(query).format(*parts)
+
+
+def size(count: float) -> str:
+    """Write a number of bytes as people read it."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:  # noqa: PLR2004 - as the units have it
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,105 @@
+"""Our tables: whether they are those of this package, what this role may do with them, and what lies in them."""
+
+from collections.abc import Iterator
+
+from psycopg import sql
+
+from otel_pg_exporter import mapping
+from otel_pg_exporter.config import ServeSettings
+from otel_pg_exporter.diagnosis.asking import Database, composed
+from otel_pg_exporter.diagnosis.finding import Check, Finding, ok, problem, warning
+from otel_pg_exporter.diagnosis.privileges import privileges
+from otel_pg_exporter.errors import DeploymentError, SchemaError
+from otel_pg_exporter.postgres.columns import identifier
+from otel_pg_exporter.postgres.migrate import check
+
+_PARENTS = (("spans", "start_time"), ("logs", "time"))
+
+
+def table_checks(database: Database, settings: ServeSettings) -> list[tuple[str, Check]]:
+    """Return the checks, each with its subject; those that need tables are left out where there are none."""
+    checks: list[tuple[str, Check]] = [("tables", lambda: _tables(database, settings))]
+    if not database.value("SELECT to_regclass(%s) IS NOT NULL", f"{identifier(database.schema)}.spans"):
+        return checks
+    return [
+        *checks,
+        ("privileges", lambda: privileges(database)),
+        ("partitions", lambda: _partitions(database, settings.partitions_ahead)),
+        ("DEFAULT partition", lambda: _default_partitions(database)),
+        ("dead letters", lambda: _dead_letters(database)),
+    ]
+
+
+def _tables(database: Database, settings: ServeSettings) -> Iterator[Finding]:
+    try:
+        check(database.connection, database.schema, mapping.load(settings.mapping.mappings))
+    except SchemaError as exc:
+        said, _, remedy = str(exc).partition(": run ")
+        yield problem("tables", said, f"run {remedy}" if remedy else "")
+    else:
+        yield ok("tables", f"schema {database.schema} is up to date")
+
+
+def _partitions(database: Database, ahead: int) -> Iterator[Finding]:
+    schema = identifier(database.schema)
+    missing = []
+    for parent, _ in _PARENTS:
+        rows = database.rows(
+            "SELECT day::date::text FROM generate_series((now() AT TIME ZONE 'UTC')::date,"
+            " (now() AT TIME ZONE 'UTC')::date + %s::int, interval '1 day') AS day"
+            " WHERE to_regclass(%s || to_char(day, '\"_p\"YYYYMMDD')) IS NULL",
+            ahead,
+            f"{schema}.{parent}",
+        )
+        missing += [f"{parent} of {day}" for (day,) in rows]
+    if not missing:
+        yield ok("partitions", f"today's and those of the next {ahead} days are there")
+        return
+    shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
+    yield warning(
+        "partitions",
+        f"missing: {shown}; `serve` makes them when it starts, and every hour",
+        f"SELECT {schema}.ensure_partitions((now() AT TIME ZONE 'UTC')::date, (now() AT TIME ZONE 'UTC')::date + "
+        f"{ahead});",
+    )
+
+
+def _default_partitions(database: Database) -> Iterator[Finding]:
+    held = []
+    for parent, column in _PARENTS:
+        query = composed(
+            "SELECT EXISTS (SELECT FROM {0} WHERE {1} >= date_trunc('day', now(), 'UTC')"
+            " AND {1} < date_trunc('day', now(), 'UTC') + interval '24 hours')",
+            database.table(f"{parent}_default"),
+            sql.Identifier(column),
+        )
+        try:
+            held += [parent] if database.value(query) else []
+        except DeploymentError:  # a writer may not look into it
+            yield ok("DEFAULT partition", "not examined: this role may not read it")
+            return
+    if held:
+        yield warning(
+            "DEFAULT partition",
+            f"it holds {' and '.join(held)} of today, whose partition could not be made when they came",
+            f"SELECT {identifier(database.schema)}.ensure_partitions((now() AT TIME ZONE 'UTC')::date, "
+            "(now() AT TIME ZONE 'UTC')::date); moves them, in a moment without long transactions",
+        )
+    else:
+        yield ok("DEFAULT partition", "it holds nothing of today")
+
+
+def _dead_letters(database: Database) -> Iterator[Finding]:
+    try:
+        count = database.value(composed("SELECT count(*) FROM {}", database.table("dead_letters")))
+    except DeploymentError:  # a writer may not read them
+        yield ok("dead letters", "not examined: this role may not read them")
+        return
+    if count:
+        yield warning(
+            "dead letters",
+            f"{count:,} items were refused",
+            "otel-pg-exporter dead-letters list --summary tells why; `dead-letters replay` stores them after all",
+        )
+    else:
+        yield ok("dead letters", "none")

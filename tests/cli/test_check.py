@@ -1,0 +1,248 @@
+"""`check`, each time as a process of its own: what it finds, and that its remedies cure."""
+
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from otel_pg_exporter.pipeline.spool_folder import SpoolFolders
+from tests.serving import Serving, run, start_serving
+from tests.support import as_role, wait_until
+
+Finding = dict[str, str]
+
+
+def execute(dsn: str, statement: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def checked(folder: Path, *arguments: str | Path, status: int = 0, **variables: str) -> dict[str, Finding]:
+    """Return the worst finding of each subject."""
+    done = run("check", "--json", "--spool-dir", folder / "spool", *arguments, **variables)
+    assert (done.returncode, done.stderr) == (status, ""), done.stdout
+    report = json.loads(done.stdout)
+    for grade in ("warning", "problem"):
+        assert report[f"{grade}s"] == len([each for each in report["findings"] if each["grade"] == grade])
+    worst: dict[str, Finding] = {}
+    for each in sorted(report["findings"], key=lambda each: ["ok", "warning", "problem"].index(each["grade"])):
+        worst[each["subject"]] = each
+    return worst
+
+
+def grade_of(finding: Finding) -> str:
+    return finding["grade"]
+
+
+@pytest.fixture
+def ready(dsn: str) -> str:
+    """Return the DSN of a database with the partitions that `serve` would have made."""
+    today = "(now() AT TIME ZONE 'UTC')::date"
+    execute(dsn, f"SELECT otel.ensure_partitions({today}, {today} + 7)")
+    return dsn
+
+
+# PostgreSQL.
+
+
+def test_a_writer_finds_all_well_but_for_how_the_tests_server_is_set(ready: str, tmp_path: Path) -> None:
+    found = checked(tmp_path, OTEL_PG_EXPORTER_DSN=as_role("otel_writer", ready))
+    not_ok = {subject for subject, each in found.items() if each["grade"] != "ok"}
+    assert not_ok <= {"durability", "server settings"}
+    assert found["durability"]["remedy"].startswith("ALTER SYSTEM SET full_page_writes = on;")
+    assert found["privileges"]["message"] == "role otel_writer may do what `serve` needs, and no more"
+    assert found["dead letters"]["message"] == "not examined: this role may not read them"
+    assert found["partitions"]["message"] == "today's and those of the next 7 days are there"
+    assert "agree within" in found["clock"]["message"]
+
+
+def test_a_reader_and_the_operator_are_told_what_they_are_not(ready: str, tmp_path: Path) -> None:
+    reader = checked(tmp_path, OTEL_PG_EXPORTER_DSN=as_role("otel_reader", ready))
+    assert reader["privileges"]["grade"] == "warning"
+    assert "may read, but not write: `serve` needs a writer" in reader["privileges"]["message"]
+    assert reader["dead letters"]["message"] == "none"
+    operator = checked(tmp_path, OTEL_PG_EXPORTER_DSN=as_role("otel_operator", ready))
+    assert "and also read attributes and events" in operator["privileges"]["message"]
+
+
+def test_the_owner_and_a_superuser_are_more_than_serve_should_be(ready: str, tmp_path: Path) -> None:
+    for dsn, what in ((as_role("otel_migrator", ready), "owns the tables"), (ready, "is a superuser")):
+        privileges = checked(tmp_path, OTEL_PG_EXPORTER_DSN=dsn)["privileges"]
+        assert privileges["grade"] == "warning"
+        assert what in privileges["message"]
+        assert "docs/how-to/roles.md" in privileges["remedy"]
+
+
+def test_rights_that_are_missing_are_named_by_the_sql_that_grants_them(ready: str, tmp_path: Path) -> None:
+    writer = as_role("otel_writer", ready)
+    execute(
+        ready,
+        "REVOKE INSERT ON otel.logs FROM otel_writer; REVOKE UPDATE (last_seen) ON otel.resources FROM otel_writer",
+    )
+    privileges = checked(tmp_path, OTEL_PG_EXPORTER_DSN=writer, status=1)["privileges"]
+    assert privileges["grade"] == "problem"
+    assert privileges["remedy"] == (
+        'GRANT INSERT ON "otel".logs TO "otel_writer"; GRANT UPDATE (last_seen) ON "otel".resources TO "otel_writer"'
+    )
+    execute(as_role("otel_migrator", ready), privileges["remedy"])
+    assert checked(tmp_path, OTEL_PG_EXPORTER_DSN=writer)["privileges"]["grade"] == "ok"
+
+
+def test_tables_that_are_missing_or_old_are_a_problem_with_the_command_that_makes_them(
+    empty_dsn: str, dsn: str, tmp_path: Path
+) -> None:
+    found = checked(tmp_path, OTEL_PG_EXPORTER_DSN=empty_dsn, status=1)
+    assert found["tables"]["grade"] == "problem"
+    assert found["tables"]["remedy"].startswith("run `otel-pg-exporter migrate` with the same DSN")
+    assert "privileges" not in found
+    execute(dsn, "DELETE FROM otel.schema_migrations WHERE version = (SELECT max(version) FROM otel.schema_migrations)")
+    assert "is older" in checked(tmp_path, OTEL_PG_EXPORTER_DSN=dsn, status=1)["tables"]["message"]
+
+
+def test_rows_of_today_in_default_are_moved_by_the_sql_that_it_names(dsn: str, tmp_path: Path) -> None:
+    execute(
+        dsn,
+        "INSERT INTO otel.logs (time_minute, time, time_ns, severity_number, severity_text, event_name, flags,"
+        " scope_name, scope_version, scope_dropped_attributes_count, dropped_attributes_count, resource_id, schema_url,"
+        " anomalies, request_id) VALUES (0, now(), 0, 0, '', '', 0, '', '', 0, 0, gen_random_uuid(), '', 0,"
+        " gen_random_uuid())",
+    )
+    found = checked(tmp_path, OTEL_PG_EXPORTER_DSN=dsn)
+    assert "it holds logs of today" in found["DEFAULT partition"]["message"]
+    assert "missing: spans of " in found["partitions"]["message"]
+    execute(dsn, found["partitions"]["remedy"])
+    again = checked(tmp_path, OTEL_PG_EXPORTER_DSN=dsn)
+    assert (again["partitions"]["grade"], again["DEFAULT partition"]["grade"]) == ("ok", "ok")
+
+
+def test_dead_letters_long_locks_and_prepared_work_are_told(ready: str, tmp_path: Path) -> None:
+    execute(
+        ready,
+        "INSERT INTO otel.dead_letters (signal, request_id, item_index, reason, otlp)"
+        " VALUES ('logs', gen_random_uuid(), 0, 'r', '')",
+    )
+    with psycopg.connect(ready) as holder, psycopg.connect(ready, autocommit=True) as waiting:
+        pid = holder.info.backend_pid
+        holder.execute("LOCK TABLE otel.traces IN ACCESS EXCLUSIVE MODE")
+        waiting_thread = threading.Thread(target=lambda: waiting.execute("SELECT count(*) FROM otel.traces"))
+        waiting_thread.start()
+        with psycopg.connect(ready, autocommit=True) as watching:
+            query = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
+            wait_until(lambda: watching.execute(query).fetchall() == [(True,)])
+        found = checked(tmp_path, OTEL_PG_EXPORTER_DSN=ready)
+        holder.rollback()
+        waiting_thread.join()
+    assert found["dead letters"]["message"] == "1 items were refused"
+    assert f"waits for AccessShareLock on traces, held up by {pid}" in found["locks"]["message"]
+
+
+def test_a_server_that_is_away_is_one_problem_without_the_password(tmp_path: Path) -> None:
+    dsn = "postgresql://otel:s3cret@127.0.0.1:1/otel"
+    done = run("check", "--spool-dir", tmp_path / "spool", OTEL_PG_EXPORTER_DSN=dsn)
+    assert done.returncode == 1
+    assert "problem  connection: no connection to PostgreSQL (user=otel password=***" in done.stdout
+    assert "s3cret" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.rstrip().endswith("1 problems, 0 warnings")
+
+
+def test_what_libpq_takes_from_the_environment_is_said(ready: str, tmp_path: Path) -> None:
+    found = checked(tmp_path, OTEL_PG_EXPORTER_DSN=ready, PGAPPNAME="x", PGTZ="UTC")
+    assert found["connection"]["message"].endswith("with PGAPPNAME, PGTZ from the environment")
+
+
+def test_settings_that_give_up_durability_or_connections_are_told(ready: str, tmp_path: Path) -> None:
+    found = checked(tmp_path, "--synchronous-commit", "off", "--writers", "250", OTEL_PG_EXPORTER_DSN=ready, status=0)
+    assert "an OK is given for what a crash may still take back" in found["durability"]["message"]
+    assert "one `serve` takes up to 252" in found["connections"]["message"]
+    assert found["connections"]["grade"] == "warning"
+
+
+# The machine.
+
+
+def test_ports_in_use_are_told_with_their_owner_and_our_own_as_such(ready: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, start_serving(tmp_path) as start:
+        serving: Serving = start(variables={"OTEL_PG_EXPORTER_DSN": ready})
+        found = checked(
+            tmp_path,
+            "--grpc-endpoint",
+            serving.address,
+            "--http-endpoint",
+            f"127.0.0.1:{other.getsockname()[1]}",
+            "--metrics-endpoint",
+            "none",
+            OTEL_PG_EXPORTER_DSN=ready,
+            status=1,
+        )
+        assert found["grpc endpoint"]["message"].endswith(f"is served by our own process {serving.process.pid}")
+        assert f"(process {os.getpid()}, " in found["http endpoint"]["message"]
+        assert "choose another port with --http-endpoint" in found["http endpoint"]["remedy"]
+        assert found["metrics endpoint"]["message"] == "not served"
+
+
+def test_the_spool_s_folder_its_room_and_what_dead_processes_left_are_told(ready: str, tmp_path: Path) -> None:
+    folders = SpoolFolders(tmp_path / "spool", "db:5432/other otel")
+    folder = folders.acquire()
+    (folder.path / "spool.db").touch()
+    assert "left" not in str(checked(tmp_path, OTEL_PG_EXPORTER_DSN=ready)["spool"])
+    folder.release()
+    found = checked(tmp_path, OTEL_PG_EXPORTER_DSN=ready)["spool"]
+    assert found["message"] == f"a dead process has left requests in {folder.path}"
+    full = checked(tmp_path, "--spool-max-bytes", str(2**49), "--no-migrate", OTEL_PG_EXPORTER_DSN=ready)
+    assert full["spool"]["grade"] == "warning"
+    (tmp_path / "file").touch()
+    blocked = run("check", "--json", "--spool-dir", tmp_path / "file" / "spool", OTEL_PG_EXPORTER_DSN=ready)
+    assert blocked.returncode == 1
+    assert "cannot be made by this user" in blocked.stdout
+
+
+def test_files_that_do_not_load_are_problems(ready: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text('table = "spans"\n[[column]]\nname = "x"\n')
+    (tmp_path / "tokens").write_text("")
+    found = checked(
+        tmp_path,
+        *("--mappings", tmp_path / "bad.toml"),
+        *("--auth-bearer-file", tmp_path / "tokens"),
+        OTEL_PG_EXPORTER_DSN=ready,
+        status=1,
+    )
+    assert "bad.toml" in found["mappings"]["message"]
+    assert "holds no entry" in found["security"]["message"]
+
+
+def test_endpoints_that_others_reach_are_warned_of(ready: str, tmp_path: Path) -> None:
+    found = checked(tmp_path, "--grpc-endpoint", "0.0.0.0:0", OTEL_PG_EXPORTER_DSN=ready)
+    assert found["security"]["grade"] == "warning"
+    assert "other machines reach it" in found["security"]["message"]
+
+
+# Without a DSN.
+
+
+def test_without_a_dsn_the_embedded_server_is_examined_and_asked_if_it_runs(open_folder: Path, tmp_path: Path) -> None:
+    data = open_folder
+    before = checked(tmp_path, "--data-dir", data)
+    assert before["embedded PostgreSQL"]["grade"] == "ok"
+    assert "no data yet" in before["embedded PostgreSQL"]["message"]
+    assert "connection" not in before
+    with start_serving(tmp_path) as start:
+        serving = start("--data-dir", data)
+        while_it_runs = checked(tmp_path, "--data-dir", data)
+        assert f"served by process {serving.process.pid}" in while_it_runs["embedded PostgreSQL"]["message"]
+        assert while_it_runs["tables"]["message"] == "schema otel is up to date"
+    assert "data is there" in checked(tmp_path, "--data-dir", data)["embedded PostgreSQL"]["message"]
+
+
+# How it is shown.
+
+
+def test_it_is_coloured_where_that_is_asked_for(tmp_path: Path) -> None:
+    arguments = ("check", "--spool-dir", tmp_path, "--dsn", "host=127.0.0.1 port=1")
+    assert "\x1b[31mproblem \x1b[0m connection: " in run(*arguments, "--color", "always").stdout
+    assert "\x1b" not in run(*arguments).stdout
