@@ -22,7 +22,7 @@ from otel_pg_exporter.pipeline.batcher import Batcher
 from otel_pg_exporter.pipeline.export import Export
 from otel_pg_exporter.postgres import statements, traces
 from otel_pg_exporter.postgres.merge import Merged, Tally
-from otel_pg_exporter.receiver.grpc import GrpcServer
+from otel_pg_exporter.receiver.front_door import FrontDoor
 from otel_pg_exporter.telemetry import ItemCounters, Statistics
 from otel_pg_exporter.transcode import compile_plan
 
@@ -73,10 +73,11 @@ def main() -> None:
     )
     bound = settings.max_inflight_bytes
     budget = ByteBudget(bound, spare=int(bound * _SPARE_SHARE))
-    server = GrpcServer(export, budget, ReceiverSettings(grpc_endpoint="127.0.0.1:0"), took=statistics.took)
-    port = server.start()
+    endpoints = ReceiverSettings(grpc_endpoint="127.0.0.1:0", http_endpoint="none")
+    server = FrontDoor(export, budget, endpoints, took=statistics.took)
+    server.start()
     server.set_serving(True)
-    print(f"127.0.0.1:{port}", flush=True)
+    print(server.endpoints.grpc, flush=True)
     sys.stdin.read()
     server.stop(_STOP_TIMEOUT)
     batcher.shutdown(_STOP_TIMEOUT)

@@ -10,6 +10,7 @@
     ├── RefusedError                 a whole request is refused for good; sending it again won't help
     │   ├── UndecodableError         not OTLP, even item by item
     │   ├── TooLargeError            above `max_request_bytes`, or of too many parts
+    │   ├── UnsupportedError         in a form that is not read here: another media type or content encoding
     │   ├── UnauthenticatedError     no credentials, or wrong ones
     │   └── InternalError            it fails again and again in a way that nobody foresaw: a bug
     └── RetryableError               nothing is wrong with the request; the sender should come again
@@ -52,6 +53,10 @@ class UndecodableError(RefusedError):
 
 class TooLargeError(RefusedError):
     """The body is larger than `max_request_bytes`, or has too many parts."""
+
+
+class UnsupportedError(RefusedError):
+    """The body has a media type or content encoding that is not read here."""
 
 
 class UnauthenticatedError(RefusedError):

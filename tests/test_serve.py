@@ -123,8 +123,11 @@ def test_the_banner_says_where_it_listens_what_to_set_and_how_to_look(open_folde
     banner = serve("--data-dir", open_folder).stdout
     port = re.search(r"OTLP/gRPC +127.0.0.1:(\d+)", banner)
     assert port is not None
-    assert f"export OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:{port[1]}\n" in banner
-    assert "export OTEL_EXPORTER_OTLP_PROTOCOL=grpc\n" in banner
+    way = "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:{} OTEL_EXPORTER_OTLP_PROTOCOL={}\n"
+    assert f"export {way.format(port[1], 'grpc')}" in banner
+    http_port = re.search(r"OTLP/HTTP +127.0.0.1:(\d+)", banner)
+    assert http_port is not None
+    assert f"# or: {way.format(http_port[1], 'http/protobuf')}" in banner
     assert "OTEL_LOGS_EXPORTER=otlp" in banner
     assert re.search(rf"psql 'postgresql://otel@127.0.0.1:\d+/otel\?passfile={open_folder}/passfile'\n", banner)
     assert "export OTEL_SERVICE_NAME=my-app\n" in banner

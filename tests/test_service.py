@@ -82,7 +82,7 @@ def a_writer_waits(dsn: str) -> bool:
 def new_threads() -> Callable[[], set[str]]:
     """Return a function that names the threads that were not there before the test, but for PostgreSQL's and gRPC's."""
     before = set(threading.enumerate())
-    ours = ("writer-", "ticker", "otlp-grpc", "postgresql-start")
+    ours = ("writer-", "ticker", "otlp-grpc", "otlp-http", "http-server", "postgresql-start")
     return lambda: {each.name for each in set(threading.enumerate()) - before if each.name.startswith(ours)}
 
 
@@ -94,7 +94,9 @@ def our_connections(dsn: str) -> list[tuple[object, ...]]:
 def test_a_service_stores_what_it_receives_and_tells_how_much(dsn: str) -> None:
     with Service(settings(dsn)) as service, client(service) as sender:
         assert service.dsn == dsn
-        assert service.grpc_port == service.grpc_endpoint.port != 0
+        for endpoint in (service.grpc_endpoint, service.http_endpoint):
+            assert endpoint is not None
+            assert endpoint.port != 0
         body = span_request(3)
         assert sender.export(TRACES, body) == b""
         assert sender.export(TRACES, body) == b""

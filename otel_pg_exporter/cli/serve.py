@@ -17,6 +17,7 @@ from otel_pg_exporter.config import ServeSettings, settings_of
 from otel_pg_exporter.errors import StartupError
 
 if TYPE_CHECKING:
+    from otel_pg_exporter.receiver.endpoint import Endpoint
     from otel_pg_exporter.service import Service
 
 _logger = logging.getLogger(__name__)
@@ -116,9 +117,13 @@ class _Signals:
 def _banner(service: "Service") -> list[str]:
     from otel_pg_exporter.postgres.connection import mask_dsn, shareable_url
 
-    server, endpoint = service.embedded, service.grpc_endpoint
-    everywhere = endpoint.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
-    address = f"http://localhost:{endpoint.port}" if everywhere else f"http://{endpoint}"
+    server, grpc, http = service.embedded, service.grpc_endpoint, service.http_endpoint
+    ways = [
+        f"OTEL_EXPORTER_OTLP_ENDPOINT={_url(endpoint)} OTEL_EXPORTER_OTLP_PROTOCOL={protocol}"
+        for endpoint, protocol in ((grpc, "grpc"), (http, "http/protobuf"))
+        if endpoint is not None
+    ]
+    everywhere = any(_is_everywhere(endpoint) for endpoint in (grpc, http))
     database = (
         service.postgres_version if server is None else f"{service.postgres_version}, its own, in {server.data_dir}"
     )
@@ -126,7 +131,8 @@ def _banner(service: "Service") -> list[str]:
         "",
         f"{PROGRAM} {version()} is ready; Ctrl-C stops it.",
         "",
-        f"  OTLP/gRPC   {endpoint}",
+        f"  OTLP/gRPC   {grpc or 'not served'}",
+        f"  OTLP/HTTP   {http or 'not served'}",
         f"  PostgreSQL  {database}",
         f"  DSN         {mask_dsn(service.dsn)}",
         f"  Spool       {service.spool_folder or 'none: while PostgreSQL is away, senders are asked to retry'}",
@@ -137,13 +143,21 @@ def _banner(service: "Service") -> list[str]:
         "",
         "Send from an app" + (" (on another machine, with this one's name for localhost):" if everywhere else ":"),
         "",
-        f"  export OTEL_EXPORTER_OTLP_ENDPOINT={address}",
-        "  export OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
+        f"  export {ways[0]}",
+        *(f"  # or: {way}" for way in ways[1:]),
         "  export OTEL_SERVICE_NAME=my-app",
         "  export OTEL_TRACES_EXPORTER=otlp OTEL_LOGS_EXPORTER=otlp OTEL_METRICS_EXPORTER=none",
         "  opentelemetry-instrument python app.py",
         "",
     ]
+
+
+def _url(endpoint: "Endpoint") -> str:
+    return f"http://localhost:{endpoint.port}" if _is_everywhere(endpoint) else f"http://{endpoint}"
+
+
+def _is_everywhere(endpoint: "Endpoint | None") -> bool:
+    return endpoint is not None and endpoint.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
 
 
 def _psql() -> str:

@@ -211,6 +211,10 @@ class SenderEstimates:
         """Return the estimate for the next request of a sender."""
         return self._of_each.get(sender, self._of_all).value
 
+    def within(self, size: int) -> int:
+        """Return a size that was announced as an estimate: nobody is held to an announcement."""
+        return max(min(self._floor, self._cap), min(size, self._cap))
+
     def learn(self, sender: str, size: int) -> None:
         """Take one request's real size into account."""
         self._of_all.learn(size)

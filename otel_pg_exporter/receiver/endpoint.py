@@ -30,9 +30,14 @@ def parse_endpoint(text: str, *, setting: str) -> Endpoint:
     if match is None or int(match["port"]) > _MAX_PORT:
         raise ConfigurationError(
             f"{setting}: {text!r} is no host:port (examples: 127.0.0.1:4317, [::1]:4317; "
-            "0.0.0.0:4317 for all interfaces)"
+            "0.0.0.0:4317 for all interfaces; none: not served)"
         )
     return Endpoint(host=match["ipv6"] or match["host"], port=int(match["port"]))
+
+
+def optional_endpoint(text: str, *, setting: str) -> Endpoint | None:
+    """Parse as `parse_endpoint` does, or return None for the word `none`: not served."""
+    return None if text == "none" else parse_endpoint(text, setting=setting)
 
 
 def check_free(endpoint: Endpoint, *, setting: str, reuse_port: bool = False) -> None:

@@ -6,9 +6,11 @@ uvicorn leaves signals alone outside the main thread, so `serve` goes on to own 
 import asyncio
 import socket
 import ssl
+import sys
 import threading
 from typing import Any
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -47,7 +49,7 @@ class HttpServer:
         self._endpoint = endpoint
         self._setting = setting
         self._reuse_port = reuse_port
-        self._state = _State(idle_timeout)
+        self._state = _State(idle_timeout, leaves_port=reuse_port)
         self._server = _Server(_config(app, tls), self._state)
         self._thread = threading.Thread(target=self._run, name="http-server", daemon=True)
         self._listeners: list[socket.socket] = []
@@ -63,8 +65,13 @@ class HttpServer:
         return port
 
     def part(self) -> None:
-        """Let the next answer on each connection be its last, by `Connection: close`; go on to serve."""
+        """Let the next answer on each connection be its last, by `Connection: close`; go on to serve.
+
+        A shared port is left to the other processes.
+        """
         self._state.parting = True
+        for connection in self._state.open:
+            connection.let_go()
 
     def stop(self, grace: float) -> None:
         """Stop: take no connection, close idle ones, finish what is in flight within `grace` seconds, cut the rest.
@@ -84,22 +91,33 @@ class HttpServer:
 class _State(ServerState):
     """What the connections of a server share."""
 
-    def __init__(self, idle_timeout: float) -> None:
+    def __init__(self, idle_timeout: float, *, leaves_port: bool) -> None:
         super().__init__()
         self.idle_timeout = idle_timeout
-        self.parting = False  # set by another thread; each connection asks when headers have come
+        self.leaves_port = leaves_port  # once parting
+        self.parting = False  # set by another thread
+
+    @property
+    def open(self) -> list["_Connection"]:
+        """The connections that there are."""
+        return [each for each in list(self.connections) if isinstance(each, _Connection)]
 
 
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, state: _State) -> None:
         super().__init__(config)
-        self.server_state = state
+        self.server_state: _State = state
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.server_state.parting and self.server_state.leaves_port:
+            for listener in self.servers:
+                listener.close()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        for connection in list(self.server_state.connections):  # those whose time is up
-            if isinstance(connection, _Connection):
-                connection.transport.abort()
+        for connection in self.server_state.open:  # those whose time is up
+            connection.transport.abort()
         await asyncio.sleep(0)  # the loop, which ends now, tells them
 
 
@@ -112,6 +130,7 @@ class _Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._patience: asyncio.TimerHandle | None = None
         self._unparsed = 0
+        self._data = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's is narrower
         super().connection_made(transport)
@@ -123,16 +142,42 @@ class _Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unparsed += len(data)
+        self._data = data
         super().data_received(data)
         if self._unparsed > _LARGEST_HEAD and not self.transport.is_closing():
             self.transport.write(_TOO_LARGE_A_HEAD)
             self.transport.close()
 
+    def _should_upgrade(self) -> bool:
+        return True  # so that uvicorn leaves the request to the next method
+
+    def handle_websocket_upgrade(self) -> None:
+        """Read a request that offers another protocol (Java's client: HTTP/2) as if it did not.
+
+        After such an offer httptools takes the request for one without a body.
+        """
+        offer, method = sys.exc_info()[1], self.parser.get_method()
+        if not isinstance(offer, httptools.HttpParserUpgrade) or method == b"CONNECT":
+            self.send_400_response("This is no proxy.")
+            return
+        kept = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, self.url, b"".join(kept))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self.data_received(head + self._data[offer.args[0] :])
+
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._unparsed = 0
         self._cease_to_wait()
         super().on_headers_complete()
         if self.server_state.parting:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Let the answer to the last request that came be the connection's last."""
+        if self.cycle is not None:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:

@@ -36,6 +36,11 @@ class Security:
         """What raises UnauthenticatedError unless the values of `authorization` are good."""
         return None if self.authenticator is None else self.authenticator.check
 
+    @property
+    def challenge(self) -> str:
+        """HTTP's `WWW-Authenticate` for those without good ones."""
+        return "" if self.authenticator is None else self.authenticator.challenge
+
     def follow(self, stack: ExitStack) -> None:
         """Follow the files until the stack is closed, in a thread of their own: PostgreSQL must not hold that up."""
         jobs = [] if self.tls is None else [self.tls.job]

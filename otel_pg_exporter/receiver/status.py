@@ -1,12 +1,14 @@
-"""What a sender hears: the one table from the error tree to status codes, and the answers in bytes.
+"""What a sender hears: the one table from the error tree to the status codes of both protocols, and the answers.
 
-An answer that asks to come again carries `google.rpc.RetryInfo` twice, because senders look in different places: the
-OTLP specification puts it into `grpc-status-details-bin`, the Python exporters read `google.rpc.retryinfo-bin`.
+An answer that asks to come again carries `google.rpc.RetryInfo`: by gRPC twice, because senders look in different
+places (the OTLP specification puts it into `grpc-status-details-bin`, the Python exporters read
+`google.rpc.retryinfo-bin`); by HTTP in the body, and as `Retry-After`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import grpc
 from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped] # ships its stubs without py.typed
@@ -24,6 +26,7 @@ from otel_pg_exporter.errors import (
     TooLargeError,
     UnauthenticatedError,
     UndecodableError,
+    UnsupportedError,
 )
 from otel_pg_exporter.model import Outcome
 
@@ -42,21 +45,23 @@ class Answer:
     """How an error of one class is answered."""
 
     grpc: grpc.StatusCode
-    retry: bool = False  # with RetryInfo: the sender is to come again after `RETRY_AFTER`
+    http: int
+    retry: bool = False  # the sender is to come again after `RETRY_AFTER`
 
 
 # An error is answered by the nearest of its ancestors listed here. RESOURCE_EXHAUSTED without RetryInfo means "never
 # again" to a sender, so nothing temporary may be answered with it.
 ANSWERS: Mapping[type[ExporterError], Answer] = MappingProxyType(
     {
-        RetryableError: Answer(grpc=grpc.StatusCode.UNAVAILABLE, retry=True),
-        RefusedError: Answer(grpc=grpc.StatusCode.INVALID_ARGUMENT),
-        UndecodableError: Answer(grpc=grpc.StatusCode.INVALID_ARGUMENT),
-        TooLargeError: Answer(grpc=grpc.StatusCode.RESOURCE_EXHAUSTED),
-        UnauthenticatedError: Answer(grpc=grpc.StatusCode.UNAUTHENTICATED),
-        InternalError: Answer(grpc=grpc.StatusCode.INTERNAL),
+        RetryableError: Answer(grpc=grpc.StatusCode.UNAVAILABLE, http=503, retry=True),
+        RefusedError: Answer(grpc=grpc.StatusCode.INVALID_ARGUMENT, http=400),
+        UndecodableError: Answer(grpc=grpc.StatusCode.INVALID_ARGUMENT, http=400),
+        TooLargeError: Answer(grpc=grpc.StatusCode.RESOURCE_EXHAUSTED, http=413),
+        UnsupportedError: Answer(grpc=grpc.StatusCode.UNIMPLEMENTED, http=415),
+        UnauthenticatedError: Answer(grpc=grpc.StatusCode.UNAUTHENTICATED, http=401),
+        InternalError: Answer(grpc=grpc.StatusCode.INTERNAL, http=500),
         # The tree's root: what belongs to no request (a StartupError) cannot be the request's fault.
-        ExporterError: Answer(grpc=grpc.StatusCode.UNAVAILABLE, retry=True),
+        ExporterError: Answer(grpc=grpc.StatusCode.UNAVAILABLE, http=503, retry=True),
     }
 )
 
@@ -78,20 +83,21 @@ def answer_to(error: ExporterError) -> Answer:
 def grpc_status(error: ExporterError) -> GrpcStatus:
     """Turn an error into a gRPC status; its message goes to the sender."""
     answer = answer_to(error)
-    details = _cut(str(error))
-    if not answer.retry:
-        return GrpcStatus(code=answer.grpc, details=details, trailers=())
-    number: int = answer.grpc.value[0]
-    status = StatusMessage(code=number, message=details)
-    status.details.add().Pack(_RETRY_INFO)
-    return GrpcStatus(
-        code=answer.grpc,
-        details=details,
-        trailers=(
-            ("grpc-status-details-bin", status.SerializeToString()),
-            ("google.rpc.retryinfo-bin", _RETRY_INFO_BYTES),
-        ),
+    status = status_message(answer, str(error))
+    trailers = (
+        ("grpc-status-details-bin", status.SerializeToString()),
+        ("google.rpc.retryinfo-bin", _RETRY_INFO_BYTES),
     )
+    return GrpcStatus(code=answer.grpc, details=status.message, trailers=trailers if answer.retry else ())
+
+
+def status_message(answer: Answer, message: str) -> Any:  # noqa: ANN401 - google.rpc.Status, whose module has no types
+    """Return the `google.rpc.Status` that says the same: HTTP's body, or a trailer of gRPC's."""
+    number: int = answer.grpc.value[0]
+    status = StatusMessage(code=number, message=_cut(message))
+    if answer.retry:
+        status.details.add().Pack(_RETRY_INFO)
+    return status
 
 
 def response(outcome: Outcome) -> bytes:

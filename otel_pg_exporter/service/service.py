@@ -2,7 +2,8 @@
 
 ::
 
-    PostgreSQL (embedded) → tables → partitions ahead → connections → spool → ticker → drain → batcher → gRPC → SERVING
+    PostgreSQL (embedded) → tables → partitions ahead → connections → spool → ticker → drain → batcher → gRPC → HTTP
+    → SERVING
 
 Stopping goes the other way round, all of it within `shutdown_timeout`: the front door first, then what waits in the
 batcher is written or spooled, then the last statistics are logged, and PostgreSQL goes last.
@@ -24,9 +25,9 @@ from otel_pg_exporter.pipeline.batcher import Batcher
 from otel_pg_exporter.pipeline.export import Export
 from otel_pg_exporter.pipeline.ticker import Job, Ticker
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
-from otel_pg_exporter.receiver.endpoint import Endpoint, check_free, parse_endpoint
+from otel_pg_exporter.receiver.endpoint import Endpoint
 from otel_pg_exporter.receiver.exposure import exposure_warnings
-from otel_pg_exporter.receiver.grpc import ENDPOINT_SETTING, GrpcServer
+from otel_pg_exporter.receiver.front_door import Endpoints, FrontDoor
 from otel_pg_exporter.receiver.security import Security
 from otel_pg_exporter.service.database import Database
 from otel_pg_exporter.service.deadline import Deadline
@@ -55,26 +56,25 @@ class Service:
         """Read the mapping and check the endpoint's spelling; nothing is touched before `start`."""
         self._settings = settings
         self._mapping = mapping.load(settings.mapping.mappings)
-        self._endpoint = parse_endpoint(settings.receiver.grpc_endpoint, setting=ENDPOINT_SETTING)
+        self._endpoints = Endpoints.of(settings.receiver)
         self._statistics = Statistics()
         self._counters = ItemCounters()
         self._availability = Availability()
         self._database = Database(settings, self._mapping, self._statistics)
         self._spooling: Spooling | None = None
-        self._port = 0
         self._running = ExitStack()
         self._deadline = Deadline(settings.shutdown_timeout)
         self._security = Security(settings.security)
 
     @property
-    def grpc_endpoint(self) -> Endpoint:
-        """Where OTLP/gRPC is served, with the real port."""
-        return Endpoint(host=self._endpoint.host, port=self._port)
+    def grpc_endpoint(self) -> Endpoint | None:
+        """Where OTLP/gRPC is served, with the real port; None if it is not."""
+        return self._endpoints.grpc
 
     @property
-    def grpc_port(self) -> int:
-        """The port of OTLP/gRPC."""
-        return self._port
+    def http_endpoint(self) -> Endpoint | None:
+        """Where OTLP/HTTP is served, with the real port; None if it is not."""
+        return self._endpoints.http
 
     @property
     def dsn(self) -> str:
@@ -117,7 +117,7 @@ class Service:
         """
         with ExitStack() as stack:
             # Asked before PostgreSQL starts, which may take a while and would have been for nothing.
-            check_free(self._endpoint, setting=ENDPOINT_SETTING, reuse_port=self._settings.receiver.reuse_port)
+            self._endpoints.check_free(reuse_port=self._settings.receiver.reuse_port)
             database, remaining = self._database, self._deadline.remaining
             database.start_server(stack, remaining)
             self._prepare_tables_or_go_without()
@@ -191,19 +191,12 @@ class Service:
         )
         for warning in exposure_warnings(settings):
             _logger.warning("%s", warning)
-        security = self._security
-        security.follow(stack)
-        receiver = GrpcServer(
-            export,
-            budget,
-            settings.receiver,
-            credentials=security.grpc_credentials,
-            authenticate=security.authenticate,
-            took=self._statistics.took,
-        )
-        stack.callback(lambda: receiver.stop(remaining() * (1 - _RESERVED_SHARE)))
-        self._port = receiver.start()
-        receiver.set_serving(True)
+        self._security.follow(stack)
+        front_door = FrontDoor(export, budget, settings.receiver, security=self._security, took=self._statistics.took)
+        stack.callback(lambda: front_door.stop(remaining() * (1 - _RESERVED_SHARE)))
+        front_door.start()
+        self._endpoints = front_door.endpoints
+        front_door.set_serving(True)
 
     # How it stops.
 

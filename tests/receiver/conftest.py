@@ -1,4 +1,4 @@
-"""Fixtures: GrpcServers on free ports, and channels to them."""
+"""Fixtures: front doors on free ports, and channels to them."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -8,10 +8,11 @@ import pytest
 
 from otel_pg_exporter.config import ReceiverSettings
 from otel_pg_exporter.pipeline.admission import ByteBudget
-from otel_pg_exporter.receiver.grpc import GrpcServer
+from otel_pg_exporter.receiver.front_door import FrontDoor
 from otel_pg_exporter.receiver.security import Security
 from otel_pg_exporter.telemetry import Answered, unobserved
-from tests.receiver.support import Client, Connect, Export, Running, Serve, settings
+from tests.receiver.http1 import HttpClient
+from tests.receiver.support import Client, Connect, ConnectHttp, Export, Running, Serve, settings
 
 
 @pytest.fixture
@@ -29,16 +30,15 @@ def serve() -> Iterator[Serve]:
             answered: Answered = unobserved,
         ) -> Running:
             byte_budget = ByteBudget(budget)
-            server = GrpcServer(
+            server = FrontDoor(
                 export,
                 byte_budget,
                 values or settings(),
-                credentials=None if security is None else security.grpc_credentials,
-                authenticate=None if security is None else security.authenticate,
-                body_timeout=body_timeout,
+                security=security,
                 answered=answered,
+                body_timeout=body_timeout,
             )
-            port = server.start()
+            server.start()
             server.set_serving(True)
 
             def stop() -> None:
@@ -46,7 +46,7 @@ def serve() -> Iterator[Serve]:
                 assert (server.calls_in_flight, byte_budget.level) == (0, 0)
 
             stack.callback(stop)
-            return Running(server=server, port=port, budget=byte_budget)
+            return Running(server=server, budget=byte_budget)
 
         yield start
 
@@ -62,3 +62,10 @@ def connect() -> Iterator[Connect]:
             return Client(stack.enter_context(grpc.insecure_channel(address, options=options)))
 
         yield open_channel
+
+
+@pytest.fixture
+def connect_http() -> Iterator[ConnectHttp]:
+    """Make HTTP clients, each with a connection of its own, that are closed when the test is over."""
+    with ExitStack() as stack:
+        yield lambda running: stack.enter_context(HttpClient(running.http_port))

@@ -1,11 +1,13 @@
 """What the receiver's tests share: what plays the pipeline, and a wire to listen on and to cut."""
 
 import contextlib
+import functools
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import grpc
 import pytest
@@ -15,9 +17,10 @@ from grpc_status import rpc_status
 from otel_pg_exporter.config import ReceiverSettings
 from otel_pg_exporter.model import Hold, Outcome, Signal, unbounded
 from otel_pg_exporter.pipeline.admission import ByteBudget
-from otel_pg_exporter.receiver.grpc import GrpcServer
+from otel_pg_exporter.receiver.front_door import FrontDoor
 from otel_pg_exporter.receiver.security import Security
 from otel_pg_exporter.telemetry import Answered
+from tests.receiver.http1 import HttpClient
 from tests.support import wait_until
 
 Export = Callable[[Signal, bytes, Hold], Outcome]
@@ -54,14 +57,26 @@ class Blocker(Recorder):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A server that listens on `port`."""
+    """A front door that is open."""
 
-    server: GrpcServer
-    port: int
+    server: FrontDoor
     budget: ByteBudget
 
     @property
+    def port(self) -> int:
+        """The port of OTLP/gRPC."""
+        assert self.server.endpoints.grpc is not None
+        return self.server.endpoints.grpc.port
+
+    @property
+    def http_port(self) -> int:
+        """The port of OTLP/HTTP."""
+        assert self.server.endpoints.http is not None
+        return self.server.endpoints.http.port
+
+    @property
     def address(self) -> str:
+        """Of OTLP/gRPC."""
         return f"127.0.0.1:{self.port}"
 
 
@@ -86,9 +101,16 @@ def settings(
     max_calls: int = 256,
     max_request_bytes: int = 64 * 2**20,
     reuse_port: bool = False,
+    http_endpoint: str = "127.0.0.1:0",
+    cors_origins: tuple[str, ...] = (),
 ) -> ReceiverSettings:
     return ReceiverSettings(
-        grpc_endpoint=endpoint, max_calls=max_calls, max_request_bytes=max_request_bytes, reuse_port=reuse_port
+        grpc_endpoint=endpoint,
+        http_endpoint=http_endpoint,
+        max_calls=max_calls,
+        max_request_bytes=max_request_bytes,
+        reuse_port=reuse_port,
+        cors_origins=cors_origins,
     )
 
 
@@ -173,6 +195,18 @@ def persist(client: Client, body: bytes) -> None:
 
 
 Connect = Callable[[str], Client]
+
+ConnectHttp = Callable[[Running], HttpClient]
+
+T = TypeVar("T")
+
+
+def in_background(function: Callable[[], T]) -> Callable[[], T]:
+    """Call a function in a thread; return one that waits for its result."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(function)
+    pool.shutdown(wait=False)
+    return functools.partial(future.result, 60)
 
 
 class Wire:

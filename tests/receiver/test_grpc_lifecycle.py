@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from otel_pg_exporter.errors import ConfigurationError, StartupError
 from otel_pg_exporter.pipeline.admission import ByteBudget
-from otel_pg_exporter.receiver.grpc import GrpcServer
+from otel_pg_exporter.receiver.front_door import FrontDoor
 from tests.receiver.support import (
     LOGS,
     METRICS,
@@ -37,10 +37,16 @@ def health(client: Client, service: str = "") -> int:
     return int(health_pb2_grpc.HealthStub(client.channel).Check(request, timeout=30).status)
 
 
-def make(endpoint: str, export: Export | None = None, *, shared: bool = False) -> GrpcServer:
+def make(endpoint: str, export: Export | None = None, *, shared: bool = False) -> FrontDoor:
     """Return a server that has not started; its connections live for a second if its port is shared."""
     values = settings(endpoint, reuse_port=shared)
-    return GrpcServer(export or Recorder(), ByteBudget(2**30), values, connection_age=1)
+    return FrontDoor(export or Recorder(), ByteBudget(2**30), values, connection_age=1)
+
+
+def opened(server: FrontDoor) -> str:
+    """Start a server, and return the address of its gRPC."""
+    server.start()
+    return str(server.endpoints.grpc)
 
 
 def assert_refused_for_now(client: Client, words: str) -> None:
@@ -64,7 +70,7 @@ def test_health_follows_set_serving_for_the_server_and_each_service(serve: Serve
 
 def test_health_is_not_serving_until_told_otherwise(connect: Connect) -> None:
     server = make("127.0.0.1:0")
-    client = connect(f"127.0.0.1:{server.start()}")
+    client = connect(opened(server))
     assert [health(client, service) for service in SERVICES] == [NOT_SERVING] * 4
     server.stop(0)
 
@@ -161,7 +167,7 @@ def test_a_stop_tells_health_refuses_new_calls_and_finishes_those_in_flight(serv
     wait_until(lambda: health(client) == NOT_SERVING)
     running.server.set_serving(True)
     assert health(client) == NOT_SERVING
-    wait_until(lambda: running.server._gate._closed)
+    wait_until(lambda: running.server._intake.gate._closed)
     assert_refused_for_now(client, "shutting down: 1 calls are being finished")
     assert stopping.is_alive()
     blocker.released.set()
@@ -217,7 +223,7 @@ def test_a_stop_on_a_shared_port_serves_what_comes_on_open_connections_until_the
 ) -> None:
     recorder = Recorder()
     old = make("127.0.0.1:0", recorder, shared=True)
-    address = f"127.0.0.1:{old.start()}"
+    address = opened(old)
     client = connect(address)
     client.export(TRACES, b"first")
     stopping = threading.Thread(target=old.stop, args=(60,))
@@ -239,13 +245,13 @@ def test_a_stop_on_a_shared_port_serves_what_comes_on_open_connections_until_the
 
 def test_a_stop_on_a_shared_port_ends_in_time_though_a_client_has_not_gone(connect: Connect) -> None:
     blocker = Blocker()
-    server = GrpcServer(blocker, ByteBudget(2**30), settings(reuse_port=True))
-    client = connect(f"127.0.0.1:{server.start()}")
+    server = FrontDoor(blocker, ByteBudget(2**30), settings(reuse_port=True))
+    client = connect(opened(server))
     in_flight = client.future(TRACES, b"in flight")
     wait_until(lambda: len(blocker.calls) == 1)
     stopping = threading.Thread(target=server.stop, args=(0.5,))
     stopping.start()
-    wait_until(lambda: server._gate._closed)
+    wait_until(lambda: server._intake.gate._closed)
     stopping.join(60)
     assert not stopping.is_alive()
     assert in_flight.exception() is not None

@@ -134,7 +134,12 @@ def test_pipelined_requests_are_answered_in_their_order_and_the_connection_lives
 def test_nonsense_is_answered_with_400_and_logged_nowhere(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     port = start()
-    for nonsense in (b"\x16\x03\x01\x02\x00\x01\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/9\r\n\r\n"):
+    for nonsense in (
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/9\r\n\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n",
+    ):
         assert heard(port, nonsense).startswith(b"HTTP/1.1 400")
     assert [each.message for each in caplog.records if each.levelno > logging.DEBUG] == []
 

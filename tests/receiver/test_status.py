@@ -41,6 +41,7 @@ def test_what_is_not_the_requests_fault_is_unavailable_with_retry_info_in_both_t
     ("cls", "code"),
     [
         (errors.TooLargeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.UnsupportedError, grpc.StatusCode.UNIMPLEMENTED),
         (errors.UndecodableError, grpc.StatusCode.INVALID_ARGUMENT),
         (errors.UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
         (errors.InternalError, grpc.StatusCode.INTERNAL),
