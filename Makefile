@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lint-native unit unit-native fuzz-native test-system faults build bench bench-end-to-end fuzz quickstarts docs docs-serve docs-reference audit setup clean
+.PHONY: help run test lint lint-native unit unit-native fuzz-native test-system test-pgbouncer faults build bench bench-end-to-end fuzz quickstarts docs docs-serve docs-reference audit setup clean
 
 ARGS ?=
 # Tests wait more than they work, so few cores take more of them at a time.
@@ -28,6 +28,7 @@ help:
 	@echo 'make run [ARGS="--grpc-endpoint 0.0.0.0:4317"]   start the receiver; ARGS go to `otel-pg-exporter serve`'
 	@echo 'make test                                        lint, types, rooms, and all tests on a real PostgreSQL'
 	@echo 'make lint | unit | test-system                   parts of it; test-system takes Debian'"'"'s PostgreSQL'
+	@echo 'make test-pgbouncer                              ingest through a PgBouncer, where one is installed'
 	@echo 'make faults [ROUNDS=10]                          each fault as often, under load; `make test` has one round'
 	@echo 'make bench                                       the ladder of write methods, as ratios; and both cores'
 	@echo 'make bench-end-to-end [ARGS="--quick"]           from OTLP to COMMIT: half an hour'
@@ -72,6 +73,11 @@ unit-native:
 
 test-system: .venv/.dev
 	OTEL_PG_EXPORTER_TEST_PG=system $(PYTEST) tests/postgres tests/e2e tests/faults tests/test_cookbook.py
+
+# Ingest through a PgBouncer that pools by transaction.
+test-pgbouncer: .venv/.dev
+	OTEL_PG_EXPORTER_TEST_PGBOUNCER=1 $(PYTEST) tests/postgres/test_writer.py tests/postgres/test_pgbouncer.py tests/e2e \
+		tests/faults/test_pgbouncer.py
 
 faults: .venv/.dev
 	OTEL_PG_EXPORTER_FAULT_ROUNDS=$(ROUNDS) $(PYTEST) tests/faults

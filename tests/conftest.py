@@ -1,10 +1,11 @@
 """Fixtures: a real PostgreSQL for each xdist worker, and databases in it.
 
 The environment variable OTEL_PG_EXPORTER_TEST_PG chooses whose programs run: `embedded` (default), those of the
-extra, or `system`, Debian's newest.
+extra, or `system`, Debian's newest. With OTEL_PG_EXPORTER_TEST_PGBOUNCER, ingest passes through a PgBouncer.
 """
 
 import contextlib
+import functools
 import itertools
 import os
 import shutil
@@ -17,10 +18,13 @@ import pytest
 
 from otel_pg_exporter.postgres.embedded import EmbeddedServer, find_binaries
 from otel_pg_exporter.postgres.embedded_binaries import debian_binaries
+from tests.pgbouncer import PgBouncer, Route, pgbouncer_for, program
 from tests.support import FAST, PASSWORD, as_role
 
 # As `serve` does, before gRPC is imported: its fork handlers crashed one in a hundred of PostgreSQL's processes.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
+VIA_PGBOUNCER = bool(os.environ.get("OTEL_PG_EXPORTER_TEST_PGBOUNCER"))
 
 _numbers = itertools.count(1)
 
@@ -71,10 +75,28 @@ def dsn(server: EmbeddedServer, migrated: str) -> Iterator[str]:
         yield dsn
 
 
+@pytest.fixture(scope="session")
+def pgbouncer(server: EmbeddedServer, migrated: str) -> Iterator[PgBouncer]:
+    """Return a PgBouncer in front of the shared PostgreSQL, for its roles."""
+    if program() is None and not VIA_PGBOUNCER:
+        pytest.skip("no pgbouncer on this machine")
+    with pgbouncer_for(server.url(migrated)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def as_writer(request: pytest.FixtureRequest) -> Route:
+    """Return the way of ingest to a database: as the writer that `migrate --roles` has made."""
+    if not VIA_PGBOUNCER:
+        return functools.partial(as_role, "otel_writer")
+    pgbouncer: PgBouncer = request.getfixturevalue("pgbouncer")
+    return lambda dsn: pgbouncer.route(as_role("otel_writer", dsn))
+
+
 @pytest.fixture
-def writer_dsn(dsn: str) -> str:
-    """Return the DSN of the same database for the role that ingest runs as."""
-    return as_role("otel_writer", dsn)
+def writer_dsn(dsn: str, as_writer: Route) -> str:
+    """Return the DSN of ingest for the same database as `dsn`."""
+    return as_writer(dsn)
 
 
 @pytest.fixture(scope="session")

@@ -124,16 +124,17 @@ class Database:
 def database(
     dsn: str,
     *,
+    read_dsn: str = "",
     method: str = "auto",
     settings: DatabaseSettings | None = None,
     size: int = 4,
     statistics: Statistics | None = None,
 ) -> Iterator[Database]:
-    """Yield a writer on a migrated database; close its connections at the end."""
+    """Yield a writer on a migrated database, read through `read_dsn` (default: the same); close its connections."""
     statistics = statistics or Statistics()
     connections = Connections(replace(settings or DatabaseSettings(), dsn=dsn), size=size)
     writer = Writer(connections, _MAPPING, WriterSettings(write_method=method), statistics)  # type: ignore[arg-type] # tests pass plain words
     try:
-        yield Database(dsn=dsn, writer=writer, statistics=statistics)
+        yield Database(dsn=read_dsn or dsn, writer=writer, statistics=statistics)
     finally:
         connections.close()

@@ -1,4 +1,4 @@
-"""Fixtures: a receiver that all tests of a worker share, and one on a database of a test's own."""
+"""Fixtures: receivers that write as the writer: one that all tests of a worker share, and one of a test's own."""
 
 from collections.abc import Iterator
 
@@ -7,21 +7,23 @@ import pytest
 
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from tests.e2e.support import Receiver, receiving
+from tests.pgbouncer import Route
 from tests.postgres.test_roles import granted
 
 __all__ = ["granted", "receiver", "shared_receiver"]
 
 
 @pytest.fixture
-def receiver(dsn: str) -> Iterator[Receiver]:
-    with receiving(dsn) as running:
+def receiver(dsn: str, writer_dsn: str) -> Iterator[Receiver]:
+    with receiving(writer_dsn, read_dsn=dsn) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def shared_receiver(server: EmbeddedServer, migrated: str) -> Iterator[Receiver]:
+def shared_receiver(server: EmbeddedServer, migrated: str, as_writer: Route) -> Iterator[Receiver]:
     """Return a receiver for tests that look at their own rows alone, since each of them uses a trace id of its own."""
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE shared TEMPLATE {migrated}".encode())
-    with receiving(server.url("shared")) as running:
+    dsn = server.url("shared")
+    with receiving(as_writer(dsn), read_dsn=dsn) as running:
         yield running

@@ -43,9 +43,11 @@ class House:
 
 
 @contextlib.contextmanager
-def house(dsn: str, *, ack_timeout: float = ACK_TIMEOUT, database: DatabaseSettings | None = None) -> Iterator[House]:
+def house(
+    dsn: str, writer_dsn: str, *, ack_timeout: float = ACK_TIMEOUT, database: DatabaseSettings | None = None
+) -> Iterator[House]:
     with (
-        proxy_for(dsn) as proxy,
+        proxy_for(writer_dsn) as proxy,
         receiving(
             proxy.dsn,
             read_dsn=dsn,
@@ -63,8 +65,10 @@ def request(signal: Signal, count: int = 20) -> bytes:
 
 
 @pytest.mark.parametrize("signal", list(Signal))
-def test_a_commit_whose_answer_is_lost_is_tried_again_before_the_sender_hears_of_it(dsn: str, signal: Signal) -> None:
-    with house(dsn, ack_timeout=60) as it:
+def test_a_commit_whose_answer_is_lost_is_tried_again_before_the_sender_hears_of_it(
+    dsn: str, writer_dsn: str, signal: Signal
+) -> None:
+    with house(dsn, writer_dsn, ack_timeout=60) as it:
         it.begin(signal)
         it.proxy.lose_commits(2)
         body = request(signal)
@@ -77,9 +81,9 @@ def test_a_commit_whose_answer_is_lost_is_tried_again_before_the_sender_hears_of
 
 @pytest.mark.parametrize("signal", list(Signal))
 def test_a_sender_that_was_refused_because_the_commits_answer_was_lost_comes_again_and_hears_ok(
-    dsn: str, signal: Signal
+    dsn: str, writer_dsn: str, signal: Signal
 ) -> None:
-    with house(dsn) as it:
+    with house(dsn, writer_dsn) as it:
         it.begin(signal)
         body = request(signal)
         it.proxy.lose_commits(1, then=it.proxy.refuse)  # the server dies with the answer on its lips
@@ -95,8 +99,10 @@ def test_a_sender_that_was_refused_because_the_commits_answer_was_lost_comes_aga
 
 
 @pytest.mark.parametrize("signal", list(Signal))
-def test_while_postgresql_is_away_senders_are_asked_to_come_again_and_then_hear_ok(dsn: str, signal: Signal) -> None:
-    with house(dsn) as it:
+def test_while_postgresql_is_away_senders_are_asked_to_come_again_and_then_hear_ok(
+    dsn: str, writer_dsn: str, signal: Signal
+) -> None:
+    with house(dsn, writer_dsn) as it:
         it.begin(signal)
         it.proxy.refuse()
         bodies = [request(signal, count) for count in (1, 2, 3)]
@@ -111,8 +117,8 @@ def test_while_postgresql_is_away_senders_are_asked_to_come_again_and_then_hear_
         it.assert_once(signal, 26)
 
 
-def test_a_cut_connection_costs_nobody_anything(dsn: str) -> None:
-    with house(dsn, ack_timeout=60) as it:
+def test_a_cut_connection_costs_nobody_anything(dsn: str, writer_dsn: str) -> None:
+    with house(dsn, writer_dsn, ack_timeout=60) as it:
         for number in range(1, 4):
             assert it.receiver.send(Signal.TRACES, request(Signal.TRACES)) == OK
             it.proxy.refuse()
@@ -121,8 +127,10 @@ def test_a_cut_connection_costs_nobody_anything(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("signal", list(Signal))
-def test_a_server_that_falls_silent_is_given_up_and_does_not_hold_its_writer(dsn: str, signal: Signal) -> None:
-    with house(dsn, database=DatabaseSettings(statement_timeout=0.5, connect_timeout=1)) as it:
+def test_a_server_that_falls_silent_is_given_up_and_does_not_hold_its_writer(
+    dsn: str, writer_dsn: str, signal: Signal
+) -> None:
+    with house(dsn, writer_dsn, database=DatabaseSettings(statement_timeout=0.5, connect_timeout=1)) as it:
         it.begin(signal)
         body, before = request(signal), it.proxy.accepted
         it.proxy.stall()
@@ -137,8 +145,10 @@ def test_a_server_that_falls_silent_is_given_up_and_does_not_hold_its_writer(dsn
         it.assert_once(signal, 40)
 
 
-def test_a_server_that_falls_silent_in_the_middle_of_a_copy_loses_and_doubles_nothing(dsn: str) -> None:
-    with house(dsn, database=DatabaseSettings(statement_timeout=0.5, connect_timeout=1)) as it:
+def test_a_server_that_falls_silent_in_the_middle_of_a_copy_loses_and_doubles_nothing(
+    dsn: str, writer_dsn: str
+) -> None:
+    with house(dsn, writer_dsn, database=DatabaseSettings(statement_timeout=0.5, connect_timeout=1)) as it:
         it.begin(Signal.TRACES)
         body = request(Signal.TRACES, 5_000)
         it.proxy.stall_after(300_000)

@@ -53,9 +53,11 @@ class House:
 
 
 @contextlib.contextmanager
-def house(dsn: str, folder: Path, *, max_bytes: int = 2**30, proxy: Proxy | None = None) -> Iterator[House]:
+def house(
+    dsn: str, writer_dsn: str, folder: Path, *, max_bytes: int = 2**30, proxy: Proxy | None = None
+) -> Iterator[House]:
     with contextlib.ExitStack() as stack:
-        proxy = proxy or stack.enter_context(proxy_for(dsn))
+        proxy = proxy or stack.enter_context(proxy_for(writer_dsn))
         receiver = stack.enter_context(
             receiving(
                 proxy.dsn,
@@ -82,8 +84,8 @@ def rows_of(tables: Database, signal: Signal) -> int:
 
 
 @pytest.mark.parametrize("signal", list(Signal))
-def test_an_outage_costs_senders_nothing(dsn: str, tmp_path: Path, signal: Signal) -> None:
-    with house(dsn, tmp_path) as it:
+def test_an_outage_costs_senders_nothing(dsn: str, writer_dsn: str, tmp_path: Path, signal: Signal) -> None:
+    with house(dsn, writer_dsn, tmp_path) as it:
         it.send(signal, request(signal, 0))
         it.proxy.refuse()
         for number in range(1, 20):
@@ -100,12 +102,12 @@ def test_an_outage_costs_senders_nothing(dsn: str, tmp_path: Path, signal: Signa
 
 @pytest.mark.parametrize(("hours", "replayed"), [(2, True), (83, True), (85, False)])
 def test_a_commit_without_an_answer_then_an_outage_and_a_restart_then_logs_are_there_once(
-    dsn: str, tmp_path: Path, hours: int, replayed: bool
+    dsn: str, writer_dsn: str, tmp_path: Path, hours: int, replayed: bool
 ) -> None:
     """Beyond half of `ledger_ttl`, the ledger may not know the request any more: it is kept, and not written."""
     signal = Signal.LOGS
-    with proxy_for(dsn) as proxy:
-        with house(dsn, tmp_path, proxy=proxy) as it:
+    with proxy_for(writer_dsn) as proxy:
+        with house(dsn, writer_dsn, tmp_path, proxy=proxy) as it:
             it.send(signal, request(signal, 0))
             proxy.lose_commits(1, then=proxy.refuse)
             it.send(signal, request(signal, 1))
@@ -113,7 +115,7 @@ def test_a_commit_without_an_answer_then_an_outage_and_a_restart_then_logs_are_t
             assert it.in_spool == 20
         proxy.up()
         folder = SpoolFolders(tmp_path, target_of(DatabaseSettings(dsn=proxy.dsn))).acquire()
-        with database(dsn) as tables:
+        with database(writer_dsn, read_dsn=dsn) as tables:
             spool = Spool(folder.path, max_bytes=2**30)
             counters = ItemCounters()
             drain = Drain(
@@ -140,9 +142,9 @@ def test_a_commit_without_an_answer_then_an_outage_and_a_restart_then_logs_are_t
 
 @pytest.mark.parametrize("signal", list(Signal))
 def test_refused_items_of_a_spooled_request_are_named_at_once_and_dead_letters_once(
-    dsn: str, tmp_path: Path, signal: Signal
+    dsn: str, writer_dsn: str, tmp_path: Path, signal: Signal
 ) -> None:
-    with house(dsn, tmp_path) as it:
+    with house(dsn, writer_dsn, tmp_path) as it:
         it.receiver.database.execute(
             "ALTER TABLE spans ADD CONSTRAINT no_poison CHECK (name <> 'poison')",
             "ALTER TABLE logs ADD CONSTRAINT no_poison CHECK (body <> 'poison')",
@@ -174,9 +176,9 @@ def test_refused_items_of_a_spooled_request_are_named_at_once_and_dead_letters_o
 
 @pytest.mark.parametrize("signal", list(Signal))
 def test_a_retry_meets_its_request_in_the_spool_being_written_or_drained_and_changes_nothing(
-    dsn: str, tmp_path: Path, signal: Signal
+    dsn: str, writer_dsn: str, tmp_path: Path, signal: Signal
 ) -> None:
-    with house(dsn, tmp_path) as it:
+    with house(dsn, writer_dsn, tmp_path) as it:
         it.send(signal, request(signal, 0))
         body = request(signal, 1)
         with psycopg.connect(dsn) as connection:
@@ -192,9 +194,11 @@ def test_a_retry_meets_its_request_in_the_spool_being_written_or_drained_and_cha
         assert rows_of(it.receiver.database, signal) == 40
 
 
-def test_a_stop_in_an_outage_spools_what_waits_and_the_next_start_writes_it(dsn: str, tmp_path: Path) -> None:
-    with proxy_for(dsn) as proxy:
-        with house(dsn, tmp_path, proxy=proxy) as it, ThreadPoolExecutor(4) as pool:
+def test_a_stop_in_an_outage_spools_what_waits_and_the_next_start_writes_it(
+    dsn: str, writer_dsn: str, tmp_path: Path
+) -> None:
+    with proxy_for(writer_dsn) as proxy:
+        with house(dsn, writer_dsn, tmp_path, proxy=proxy) as it, ThreadPoolExecutor(4) as pool:
             it.send(Signal.TRACES, request(Signal.TRACES, 0))
             proxy.stall()
             calls = [
@@ -208,7 +212,7 @@ def test_a_stop_in_an_outage_spools_what_waits_and_the_next_start_writes_it(dsn:
             stopped.result(30)
             assert it.in_spool == 200
         proxy.flow()
-        with house(dsn, tmp_path, proxy=proxy) as it:
+        with house(dsn, writer_dsn, tmp_path, proxy=proxy) as it:
             it.wait_drained()
             assert it.receiver.service.counts().recovered_from_spool == 200
             assert rows_of(it.receiver.database, Signal.LOGS) == 100
@@ -216,9 +220,11 @@ def test_a_stop_in_an_outage_spools_what_waits_and_the_next_start_writes_it(dsn:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_full_spool_asks_senders_to_come_again_and_has_room_after_the_drain(dsn: str, tmp_path: Path) -> None:
+def test_a_full_spool_asks_senders_to_come_again_and_has_room_after_the_drain(
+    dsn: str, writer_dsn: str, tmp_path: Path
+) -> None:
     line = "x" * 100_000
-    with house(dsn, tmp_path, max_bytes=2**20) as it:
+    with house(dsn, writer_dsn, tmp_path, max_bytes=2**20) as it:
         it.send(Signal.LOGS, request(Signal.LOGS, 0))
         it.proxy.refuse()
         number = 0
@@ -239,8 +245,8 @@ def test_a_full_spool_asks_senders_to_come_again_and_has_room_after_the_drain(ds
         assert rows_of(it.receiver.database, Signal.LOGS) == 20 + number
 
 
-def test_one_signals_missing_table_leaves_the_other_alone(dsn: str, tmp_path: Path) -> None:
-    with house(dsn, tmp_path) as it:
+def test_one_signals_missing_table_leaves_the_other_alone(dsn: str, writer_dsn: str, tmp_path: Path) -> None:
+    with house(dsn, writer_dsn, tmp_path) as it:
         for signal in Signal:
             it.send(signal, request(signal, 0))
         it.receiver.database.execute("ALTER TABLE logs RENAME TO elsewhere")
@@ -255,8 +261,10 @@ def test_one_signals_missing_table_leaves_the_other_alone(dsn: str, tmp_path: Pa
         assert it.receiver.database.count("dead_letters") == 0
 
 
-def test_a_living_process_takes_over_what_a_dead_one_has_left_damage_and_all(dsn: str, tmp_path: Path) -> None:
-    with house(dsn, tmp_path) as it:
+def test_a_living_process_takes_over_what_a_dead_one_has_left_damage_and_all(
+    dsn: str, writer_dsn: str, tmp_path: Path
+) -> None:
+    with house(dsn, writer_dsn, tmp_path) as it:
         folders = SpoolFolders(tmp_path, target_of(DatabaseSettings(dsn=it.proxy.dsn)))
         dead = folders._new()
         (dead.path / f"{FILE_NAME}.corrupt-1").write_bytes(b"found by the dead process")
@@ -294,9 +302,11 @@ def test_a_living_process_takes_over_what_a_dead_one_has_left_damage_and_all(dsn
         assert elsewhere.path.exists()
 
 
-def test_the_counts_balance_to_the_item_at_every_moment_of_an_outage_and_its_end(dsn: str, tmp_path: Path) -> None:
+def test_the_counts_balance_to_the_item_at_every_moment_of_an_outage_and_its_end(
+    dsn: str, writer_dsn: str, tmp_path: Path
+) -> None:
     done = threading.Event()
-    with house(dsn, tmp_path) as it:
+    with house(dsn, writer_dsn, tmp_path) as it:
 
         def client(number: int) -> int:
             sent = 0

@@ -17,14 +17,14 @@ from tests.workload import Database, database, decoded, logs, record, shuffled, 
 
 
 @pytest.fixture(params=["auto", "copy", "insert"])
-def any_method(dsn: str, request: pytest.FixtureRequest) -> Iterator[Database]:
-    with database(dsn, method=request.param) as opened:
+def any_method(dsn: str, writer_dsn: str, request: pytest.FixtureRequest) -> Iterator[Database]:
+    with database(writer_dsn, read_dsn=dsn, method=request.param) as opened:
         yield opened
 
 
 @pytest.fixture
-def db(dsn: str) -> Iterator[Database]:
-    with database(dsn) as opened:
+def db(dsn: str, writer_dsn: str) -> Iterator[Database]:
+    with database(writer_dsn, read_dsn=dsn) as opened:
         yield opened
 
 
