@@ -6,7 +6,8 @@ is a line in `PARTS` and its two comments in the document. `tests/test_docs.py` 
 writes.
 """
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from otel_pg_exporter.config import (
     SERVER_PREFIX,
     ExporterSettings,
     ServeSettings,
-    markdown_table,
+    Setting,
+    settings_of,
 )
 from otel_pg_exporter.postgres.roles import Roles
 
@@ -31,15 +33,33 @@ class Part(NamedTuple):
     lines: Callable[[], Iterable[str]]
 
 
+def settings_tables(
+    cls: type, *, prefix: str, names: Mapping[str, Callable[[Setting], str]], others: str
+) -> Iterator[str]:
+    """Yield a table for each group of settings, below a heading; `names` are its first columns."""
+    titles = [*names, "environment variable", "default", "meaning"]
+    for group, settings in itertools.groupby(settings_of(cls), key=lambda setting: setting.group or others):
+        heading, _, more = group.removesuffix(".").replace("; ", ". ").partition(". ")
+        yield from ("", f"### {heading}", "", *([f"{more[0].upper()}{more[1:]}.", ""] if more else []))
+        yield f"| {' | '.join(titles)} |"
+        yield "|---" * len(titles) + "|"
+        for each in settings:
+            default = f"`{each.shown_default}`" if each.shown_default else ""
+            words = f" (one of {', '.join(f'`{choice}`' for choice in each.choices)})" if each.choices else ""
+            first = (f"`{name(each)}`" for name in names.values())
+            yield f"| {' | '.join([*first, f'`{each.variable(prefix)}`', default, each.help + words])} |"
+
+
 def serve_settings() -> Iterable[str]:
-    """Return the table of the server's settings."""
+    """Return the tables of the server's settings."""
     names = {"flag": lambda setting: setting.flag, "key in the file": lambda setting: setting.name}
-    return markdown_table(ServeSettings, prefix=SERVER_PREFIX, names=names)
+    return settings_tables(ServeSettings, prefix=SERVER_PREFIX, names=names, others="The service")
 
 
 def sdk_settings() -> Iterable[str]:
-    """Return the table of the exporters' settings."""
-    return markdown_table(ExporterSettings, prefix=SDK_PREFIX, names={"argument": lambda setting: setting.name})
+    """Return the tables of the exporters' settings."""
+    names = {"argument": lambda setting: setting.name}
+    return settings_tables(ExporterSettings, prefix=SDK_PREFIX, names=names, others="An export")
 
 
 def rights() -> Iterable[str]:
@@ -72,7 +92,7 @@ def with_part(text: str, part: Part) -> str:
     if not (found and end):
         message = f"{part.document}: no {begin.strip()} … {END}"
         raise ValueError(message)
-    return before + begin + "".join(f"{line}\n" for line in part.lines()) + end + after
+    return before + begin + "\n" + "\n".join(part.lines()).strip("\n") + "\n\n" + end + after
 
 
 if __name__ == "__main__":

@@ -327,17 +327,3 @@ def _text(value: object) -> str:
     if "\0" in str(value):
         raise ValueError("text must not hold a NUL character")
     return str(value)
-
-
-def markdown_table(cls: type, *, prefix: str, names: Mapping[str, Callable[[Setting], str]]) -> Iterator[str]:
-    """Yield the lines of a table of settings for the documentation; `names` are its first columns."""
-    titles = [*names, "environment variable", "default", "meaning"]
-    yield f"| {' | '.join(titles)} |"
-    yield "|---" * len(titles) + "|"
-    for each in settings_of(cls):
-        default = f"`{each.shown_default}`" if each.shown_default else ""
-        meaning = each.help
-        if each.choices:
-            meaning += f" (one of {', '.join(f'`{choice}`' for choice in each.choices)})"
-        cells = [*(f"`{name(each)}`" for name in names.values()), f"`{each.variable(prefix)}`", default, meaning]
-        yield f"| {' | '.join(cells)} |"
