@@ -66,6 +66,11 @@ class Serving:
         return self._found(r"OTLP/gRPC +(\S+)")
 
     @property
+    def http_address(self) -> str:
+        """Where it listens for OTLP/HTTP, as its banner says."""
+        return self._found(r"OTLP/HTTP +(\S+)")
+
+    @property
     def psql(self) -> str:
         """The banner's psql line."""
         return self._found(r"^ *(\S*psql '.*')$")

@@ -11,6 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.serving import Serving
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 Rows = list[tuple[Any, ...]]
@@ -58,17 +60,34 @@ def fetch(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-def variables(endpoint: str, service: str) -> dict[str, str]:
-    """Return the standard variables that lead an app to an endpoint."""
-    return {
+def variables(receiver: Serving, service: str, protocol: str) -> dict[str, str]:
+    """Return the standard variables that lead an app to a receiver."""
+    return sending_to(f"http://{receiver.address if protocol == 'grpc' else receiver.http_address}", protocol) | {
         "OTEL_SERVICE_NAME": service,
         "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=quickstart",
+    }
+
+
+def sending_to(endpoint: str, protocol: str = "grpc") -> dict[str, str]:
+    """Return the standard variables that name an endpoint, and what goes there."""
+    return {
         "OTEL_TRACES_EXPORTER": "otlp",
         "OTEL_LOGS_EXPORTER": "otlp",
         "OTEL_METRICS_EXPORTER": "none",
-        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
     }
+
+
+def assert_a_query_finds(dsn: str, query: str, shown: str) -> None:
+    """Hold a query's answer against what psql is shown to print."""
+    _, _, *rows = shown.splitlines()
+    with closing(psycopg.connect(dsn)) as connection:
+        found = connection.execute(query.encode()).fetchall()
+    text = {True: "t", False: "f"}
+    assert [[cell.strip() for cell in row.split("|")] for row in rows] == [
+        [text[cell] if isinstance(cell, bool) else str(cell).strip() for cell in row] for row in found
+    ]
 
 
 def assert_the_shop_is_told(dsn: str, service: str, language: str) -> None:

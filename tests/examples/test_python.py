@@ -14,6 +14,8 @@ import psycopg
 import pytest
 
 from examples.python import shop
+from tests.examples.quickstart import variables
+from tests.serving import Serving
 
 pytestmark = pytest.mark.quickstart(language="python")
 
@@ -220,6 +222,17 @@ def test_front_door_1_sends_to_the_receiver_without_a_line_of_code_and_by_hand(s
     assert query(SERVICES_OF_LOGS) == [("assistant",), ("shop",)]
     shell.run(by_hand)
     assert query("SELECT DISTINCT service_name FROM spans ORDER BY 1") == [("assistant",), ("payments",), ("shop",)]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_the_shop_says_where_to_send_to_by_standard_variables_alone(
+    protocol: str, serving: Serving, shell: Shell, query: Query
+) -> None:
+    shell.variables.update(variables(serving, "shop", protocol))
+    shell.run("opentelemetry-instrument python examples/python/shop.py")
+    assert query(SPANS_PER_SERVICE) == [("shop", 4 * shop.ORDERS + 1)]
+    assert query(SERVICES_OF_LOGS) == [("shop",)]
+    assert query("SELECT DISTINCT attributes ->> 'deployment.environment.name' FROM resources") == [("quickstart",)]
 
 
 def test_front_door_2_writes_without_a_line_of_code(shell: Shell, query: Query) -> None:
