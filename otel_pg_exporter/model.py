@@ -16,8 +16,13 @@ _KINDS = {
     "the rows of this request exceed ": "limit",
 }
 
+_NOT_DECODABLE = "not_decodable"
+
 REPEATED = "repeated"
 """The kind of what was refused when its request came first: a retry hears the same answer."""
+
+KINDS_OF_REJECTION = (*dict.fromkeys(_KINDS.values()), _NOT_DECODABLE, REPEATED)
+"""Every kind but the classes of SQLSTATEs."""
 
 
 class Signal(enum.Enum):
@@ -143,7 +148,7 @@ class Rejection:
         """Why, as one of few words, for counting: an SQLSTATE's class, or what transcoding found."""
         if self.sqlstate is not None:
             return f"sqlstate_{self.sqlstate[:2]}"
-        return next((kind for start, kind in _KINDS.items() if self.reason.startswith(start)), "not_decodable")
+        return next((kind for start, kind in _KINDS.items() if self.reason.startswith(start)), _NOT_DECODABLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,8 +129,9 @@ class Statistics:
     """Adds up committed batches, and what their requests' time went to. The lock guards every figure."""
 
     def __init__(self, observe: Callable[[BatchReport], None] = _ignored) -> None:
-        """Begin at zero; `observe` is told of each batch, in the thread that has committed it."""
-        self._observe = observe
+        """Begin at zero."""
+        self.observe = observe
+        """Told of each batch, in the thread that has committed it; to be set before the first."""
         self._lock = threading.Lock()
         self._rows = self._batches = self._duplicates = self._conflicts = self._rejected = self._bytes = 0
         self._dead_letters = 0
@@ -167,7 +168,7 @@ class Statistics:
                 self._rejections[kind] = self._rejections.get(kind, 0) + count
             for stage, seconds in report.stages.items():
                 self._add(stage, seconds)
-        self._observe(report)
+        self.observe(report)
 
     def snapshot(self) -> StatisticsSnapshot:
         """Return the figures of this moment."""

@@ -82,7 +82,17 @@ def a_writer_waits(dsn: str) -> bool:
 def new_threads() -> Callable[[], set[str]]:
     """Return a function that names the threads that were not there before the test, but for PostgreSQL's and gRPC's."""
     before = set(threading.enumerate())
-    ours = ("writer-", "ticker", "otlp-grpc", "otlp-http", "http-server", "postgresql-start")
+    ours = (
+        "writer-",
+        "ticker",
+        "readiness",
+        "metrics",
+        "http-server",
+        "otlp-grpc",
+        "otlp-http",
+        "http-server",
+        "postgresql-start",
+    )
     return lambda: {each.name for each in set(threading.enumerate()) - before if each.name.startswith(ours)}
 
 
@@ -262,7 +272,7 @@ def test_jobs_run_at_their_own_intervals() -> None:
         Job(name=name, interval=interval, run=lambda name=name: ran.append((clock[0], name)))  # type: ignore[misc] # mypy can't infer it
         for name, interval in (("second", 1.0), ("minute", 3.0))
     ]
-    ticker._clock, ticker._due = lambda: clock[0], [(job.interval, job) for job in jobs]
+    ticker._clock, ticker._due, ticker.succeeded = lambda: clock[0], [(job.interval, job) for job in jobs], {}
     for clock[0] in (0.5, 1.0, 1.5, 2.0, 3.0, 3.5):
         ticker._run_due()
     assert ran == [(1.0, "second"), (2.0, "second"), (3.0, "second"), (3.0, "minute")]

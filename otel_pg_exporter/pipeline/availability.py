@@ -1,5 +1,7 @@
 """Whether it makes sense to wait for PostgreSQL: what the last attempts to write tell."""
 
+import math
+import time
 from collections.abc import Callable, Sequence
 
 from otel_pg_exporter.errors import OutageError
@@ -10,18 +12,25 @@ Write = Callable[[Sequence[RowBatch]], Sequence[Outcome]]
 
 
 class Availability:
-    """Knows for which signals PostgreSQL is down. A set's own operations are atomic, so no lock is needed."""
+    """Knows for which signals PostgreSQL is down. A dict's own operations are atomic, so no lock is needed."""
 
-    def __init__(self) -> None:
-        self._down: set[Signal] = set()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._down: dict[Signal, float] = {}  # when the last attempt failed
+        self.committed_at = -math.inf
+        """When rows were last committed, by the clock."""
 
     def is_down(self, signal: Signal) -> bool:
         """Tell whether the last attempt to write failed so that the next one will, too."""
         return signal in self._down
 
+    def failed_at(self, signal: Signal) -> float:
+        """Return when the last attempt to write failed; minus infinity if it didn't."""
+        return self._down.get(signal, -math.inf)
+
     def note_silence(self, signal: Signal) -> None:
         """Note that no answer came in time; the next commit, whoever's it is, puts that right."""
-        self._down.add(signal)
+        self._down[signal] = self._clock()
 
     def observe(self, write: Write) -> Write:
         """Return `write`, watched: each of its commits and outages is noted."""
@@ -30,9 +39,10 @@ class Availability:
             try:
                 outcomes = write(batches)
             except OutageError:
-                self._down.add(batches[0].signal)
+                self._down[batches[0].signal] = self._clock()
                 raise
-            self._down.discard(batches[0].signal)
+            self._down.pop(batches[0].signal, None)
+            self.committed_at = self._clock()
             return outcomes
 
         return observed

@@ -80,6 +80,11 @@ class Batcher:
             self._changed.notify()
         return answer
 
+    @property
+    def alive(self) -> bool:
+        """Whether all writers live."""
+        return all(thread.is_alive() for thread in self._threads)
+
     def shutdown(self, timeout: float) -> bool:
         """Write what waits, for at most `timeout` seconds; then fail the rest. Say whether all was written."""
         deadline = time.monotonic() + timeout

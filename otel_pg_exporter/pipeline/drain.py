@@ -37,6 +37,11 @@ class Drain:
         self._thread = threading.Thread(target=self._run, name="spool-drain", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread lives."""
+        return self._thread.is_alive()
+
     def stop(self, timeout: float) -> bool:
         """Stop after the transaction that runs, within `timeout` seconds; tell whether it did."""
         self._stop.set()

@@ -46,7 +46,10 @@ class Spool:
         """Open the spool in a folder of its own. Raises StartupError."""
         self._path = folder / FILE_NAME
         self._reserve = folder / _RESERVE_NAME
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
+        """How many bytes of requests it may hold."""
+        self.takes = True
+        """Whether one of the last requests that came together was taken, or something has left it since."""
         self._lock = threading.Lock()
         self._waiting: deque[tuple[SpoolRecord, Future[bool]]] = deque()
         self._notices = RateLimitedLogger(_logger)
@@ -113,7 +116,7 @@ class Spool:
             while found := other.following(last):
                 last = found[-1].id
                 moved = [each for each in found if each.record is not None]
-                if sum(each.record.size for each in moved if each.record) > self._max_bytes - self.level.bytes:
+                if sum(each.record.size for each in moved if each.record) > self.max_bytes - self.level.bytes:
                     return items
                 items += self._run(lambda file, moved=moved: _add_all(file, moved))  # type: ignore[misc] # mypy infers no default
                 other.remove([each.id for each in moved])
@@ -149,6 +152,7 @@ class Spool:
     def remove(self, ids: Collection[int]) -> None:
         """Forget requests; an emptied file gives its disk space back."""
         self._change(lambda file: file.remove(ids))
+        self.takes = True
         with contextlib.suppress(OverloadedError):  # logged already; the requests are gone all the same
             while self._run(lambda file: file.shrink()) and not self._waiting:
                 pass
@@ -168,13 +172,14 @@ class Spool:
             outcomes: list[bool | BaseException] = [*self._with_file(add)]
         except BaseException as exc:  # noqa: BLE001 - whatever it is: the others wait, and each raises it
             outcomes = [exc] * len(taken)
+        self.takes = any(isinstance(outcome, bool) for outcome in outcomes)
         while taken:  # no name is to stay for an error, nor for its request, as in `append`
             _tell(taken.pop()[1], outcomes.pop())
 
     def _full(self, file: SpoolFile, record: SpoolRecord) -> OverloadedError | None:
-        if file.bytes + record.size <= self._max_bytes:
+        if file.bytes + record.size <= self.max_bytes:
             return None
-        what = f"the spool is full: {file.bytes:,} of {self._max_bytes:,} bytes; {record.item_count:,} items refused"
+        what = f"the spool is full: {file.bytes:,} of {self.max_bytes:,} bytes; {record.item_count:,} items refused"
         self._notices.log(logging.ERROR, "full", what)
         return OverloadedError(what)
 

@@ -31,10 +31,17 @@ class Ticker:
     ) -> None:
         self._clock = clock
         self._notices = RateLimitedLogger(_logger)
+        self.succeeded: dict[str, float] = {}
+        """When each job last went well, in seconds since the epoch."""
         self._stopping = threading.Event()
         self._due = [(clock() + job.interval, job) for job in jobs]
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread lives."""
+        return self._thread.is_alive()
 
     def stop(self, timeout: float = _LAST_JOB) -> None:
         """End after the job that is being run, if it takes no longer than `timeout` seconds."""
@@ -55,6 +62,7 @@ class Ticker:
     def _try(self, job: Job) -> None:
         try:
             job.run()
+            self.succeeded[job.name] = time.time()
         except ExporterError as exc:
             if not self._stopping.is_set():
                 level = logging.WARNING if isinstance(exc, DatabaseUnavailableError) else logging.ERROR

@@ -101,8 +101,8 @@ class Database:
 
     def connect(self) -> None:
         """Make the pool and the writer; nothing is connected before it is used."""
-        # Two more than writers: the ticker's and the drain's.
-        self.connections = Connections(self.settings, size=self._settings.pipeline.writer_count + 2)
+        # Three more than writers: the ticker's, the drain's, and the look whether PostgreSQL answers.
+        self.connections = Connections(self.settings, size=self._settings.pipeline.writer_count + 3)
         self.writer = Writer(self.connections, self._mapping, self._settings.writer, self._statistics)
         if not self.prepared:
             self.writer.note_absence()

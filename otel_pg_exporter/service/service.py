@@ -2,11 +2,11 @@
 
 ::
 
-    PostgreSQL (embedded) → tables → partitions ahead → connections → spool → ticker → drain → batcher → gRPC → HTTP
-    → SERVING
+    metrics and health → PostgreSQL (embedded) → tables → partitions ahead → connections → spool → ticker → drain
+    → batcher → gRPC → HTTP → SERVING
 
 Stopping goes the other way round, all of it within `shutdown_timeout`: the front door first, then what waits in the
-batcher is written or spooled, then the last statistics are logged, and PostgreSQL goes last.
+batcher is written or spooled, then the last statistics are logged, PostgreSQL ends, and metrics and health go last.
 """
 
 import logging
@@ -19,6 +19,8 @@ from otel_pg_exporter import mapping
 from otel_pg_exporter.config import ServeSettings
 from otel_pg_exporter.errors import DatabaseUnavailableError
 from otel_pg_exporter.model import Signal, Window
+from otel_pg_exporter.monitoring import groups
+from otel_pg_exporter.monitoring.groups import Queue
 from otel_pg_exporter.pipeline.admission import ByteBudget, Share
 from otel_pg_exporter.pipeline.availability import Availability
 from otel_pg_exporter.pipeline.batcher import Batcher
@@ -32,6 +34,7 @@ from otel_pg_exporter.receiver.security import Security
 from otel_pg_exporter.service.database import Database
 from otel_pg_exporter.service.deadline import Deadline
 from otel_pg_exporter.service.spooling import Spooling, was_used
+from otel_pg_exporter.service.watching import Watching
 from otel_pg_exporter.telemetry import ItemCounters, ItemCounts, Statistics, StatisticsSnapshot
 from otel_pg_exporter.transcode import compile_plan, extension
 
@@ -65,6 +68,7 @@ class Service:
         self._running = ExitStack()
         self._deadline = Deadline(settings.shutdown_timeout)
         self._security = Security(settings.security)
+        self._watching = Watching(settings)
 
     @property
     def grpc_endpoint(self) -> Endpoint | None:
@@ -101,6 +105,11 @@ class Service:
         """The folder with the spools for this PostgreSQL, if there is a spool."""
         return None if self._spooling is None else self._spooling.path
 
+    @property
+    def metrics_endpoint(self) -> Endpoint | None:
+        """Where `/metrics`, `/healthz` and `/readyz` are served, with the real port; None if nowhere."""
+        return self._watching.endpoint
+
     def statistics(self) -> StatisticsSnapshot:
         """Return what was committed so far, and how fast."""
         return self._statistics.snapshot()
@@ -118,6 +127,8 @@ class Service:
         with ExitStack() as stack:
             # Asked before PostgreSQL starts, which may take a while and would have been for nothing.
             self._endpoints.check_free(reuse_port=self._settings.receiver.reuse_port)
+            watching = self._watching
+            watching.start(stack, self._counters, self._statistics)
             database, remaining = self._database, self._deadline.remaining
             database.start_server(stack, remaining)
             self._prepare_tables_or_go_without()
@@ -125,7 +136,12 @@ class Service:
             stack.callback(lambda: database.connections.close(min(remaining(), _UNAWAITED_TIMEOUT)))
             if self._settings.spool.spool:
                 self._spooling = Spooling(self._settings.spool, database, self._counters, stack)
+            spool = None if self._spooling is None else self._spooling.spool
+            watching.metrics.observe(groups.POOL, lambda: database.connections.state)
+            watching.look(stack, remaining, self._availability, database.probe, spool)
             ticker = Ticker(self._jobs())
+            watching.metrics.observe(groups.JOBS, lambda: ticker.succeeded)
+            watching.vitals.add("ticker", lambda: ticker.alive)
             stack.callback(self._log_statistics)
             stack.callback(lambda: ticker.stop(remaining()))
             if database.server is not None:
@@ -176,10 +192,12 @@ class Service:
         if self._spooling is not None:
             drain = self._spooling.start_drain(plans, self._availability, holds=lambda: Share(budget.reserve(0)))
             stack.callback(lambda: drain.stop(min(remaining(), _UNAWAITED_TIMEOUT)))
+            self._watching.vitals.add("spool-drain", lambda: drain.alive)
         batcher = Batcher(
             self._availability.observe(self._database.write), settings.pipeline, took=self._statistics.took
         )
         stack.callback(lambda: self._shut_down(batcher))
+        self._watching.vitals.add("writers", lambda: batcher.alive)
         export = Export(
             plans,
             batcher.submit,
@@ -192,11 +210,28 @@ class Service:
         for warning in exposure_warnings(settings):
             _logger.warning("%s", warning)
         self._security.follow(stack)
-        front_door = FrontDoor(export, budget, settings.receiver, security=self._security, took=self._statistics.took)
+        front_door = FrontDoor(
+            export,
+            budget,
+            settings.receiver,
+            security=self._security,
+            took=self._statistics.took,
+            answered=self._watching.metrics.answered,
+        )
+        self._watching.metrics.observe(
+            groups.QUEUE,
+            lambda: Queue(
+                bytes=budget.level,
+                max_bytes=budget.limit,
+                calls=front_door.calls_in_flight,
+                max_calls=settings.receiver.max_calls,
+            ),
+        )
         stack.callback(lambda: front_door.stop(remaining() * (1 - _RESERVED_SHARE)))
         front_door.start()
         self._endpoints = front_door.endpoints
-        front_door.set_serving(True)
+        self._watching.watch.follow(front_door.set_serving)
+        stack.callback(self._watching.watch.drain)
 
     # How it stops.
 

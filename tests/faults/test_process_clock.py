@@ -220,6 +220,8 @@ _WALL_CLOCK = {
     "cli/verify.py": "how far a bar is",
     "diagnosis/database.py": "how far the server's clock is from ours",
     "cli/forms.py": "what `--since 2h` means",
+    "monitoring/groups.py": "how old the spool's oldest request is",
+    "pipeline/ticker.py": "when a job last went well",
     "pipeline/drain.py": "how old a request in doubt is",
     "pipeline/export.py": "when a request came",
     "pipeline/spool.py": "the name of a damaged file",

@@ -1,0 +1,165 @@
+"""Whether exports are taken: what the last commits tell, a look at PostgreSQL when there are none, and the spool."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from otel_pg_exporter.errors import DatabaseUnavailableError, OutageError, OverloadedError
+from otel_pg_exporter.model import Signal
+from otel_pg_exporter.pipeline.availability import Availability
+from otel_pg_exporter.pipeline.spool import Spool
+from otel_pg_exporter.pipeline.spool_file import SpoolLevel
+from otel_pg_exporter.pipeline.ticker import Job
+
+_logger = logging.getLogger(__name__)
+
+STARTING, SERVING, STOPPING = "starting", "serving", "stopping"
+
+_INTERVAL = 1.0  # seconds between two looks
+_RECENT = 2.0  # seconds for which a commit proves that PostgreSQL answers
+
+# Seconds for which a failed attempt to write counts although PostgreSQL answers, as when a table is locked or missing.
+# Then another one may show whether that lasts: where nothing is sent to who is not ready, nothing else would.
+_HOLD = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolReading:
+    """What is in the spool, and what it may hold."""
+
+    level: SpoolLevel
+    max_bytes: int
+    takes: bool  # it has taken the last requests that came to it, or something has left it since
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What was found at the last look."""
+
+    ready: bool = False
+    state: str = STARTING  # then serving, at last stopping
+    reasons: tuple[str, ...] = ("it is starting",)  # why it is not ready
+    postgresql_up: bool | None = None  # None: nobody knows yet
+    postgresql_since: float = 0.0  # by time.monotonic
+    spool: SpoolReading | None = None  # None: there is none, or it cannot be read
+
+
+class Watch:
+    """Looks now and then whether exports would succeed, and tells who wants to know.
+
+    `condition` never waits. `_lock` guards what is told to whom; only one thread looks.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Know nothing yet; `begin` says where to look."""
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._condition = Condition(postgresql_since=clock())
+        self._told: list[Callable[[bool], None]] = []
+        self._last_silence = float("-inf")  # when PostgreSQL last did not answer a look
+
+    def begin(self, availability: Availability, probe: Callable[[], None], spool: Spool | None) -> None:
+        """Look from now on at these; `probe` raises DatabaseUnavailableError when PostgreSQL does not answer."""
+        self._availability = availability
+        self._probe = probe
+        self._spool = spool
+        self.look()
+
+    @property
+    def condition(self) -> Condition:
+        """What was found at the last look."""
+        return self._condition
+
+    @property
+    def job(self) -> Job:
+        """What is to be run beside, in a thread that nothing else delays."""
+        return Job(name="readiness", interval=_INTERVAL, run=self.look)
+
+    def follow(self, tell: Callable[[bool], None]) -> None:
+        """Tell whether it is ready, now and at each change."""
+        with self._lock:
+            self._told.append(tell)
+            tell(self._condition.ready)
+
+    def drain(self) -> None:
+        """Be not ready for good: a stop has begun."""
+        with self._lock:
+            self._show(replace(self._condition, ready=False, state=STOPPING, reasons=("it is stopping",)))
+
+    def look(self) -> None:
+        """Find out how things are."""
+        found = self._found()
+        with self._lock:
+            if self._condition.state == STOPPING:
+                return
+            _log_change(self._condition, found)
+            self._show(found)
+
+    def _show(self, condition: Condition) -> None:
+        changed = condition.ready is not self._condition.ready
+        self._condition = condition
+        for tell in self._told if changed else ():
+            tell(condition.ready)
+
+    def _found(self) -> Condition:
+        up = self._answers()
+        old, now = self._condition, self._clock()
+        failing = [signal for signal in Signal if self._fails(signal, now)]
+        spool_takes = self._spool is not None and self._spool.takes
+        reasons: list[str] = []
+        if (failing or not up) and not spool_takes:
+            items = " and ".join(signal.items for signal in failing)
+            reasons.append(f"PostgreSQL does not take {items}" if up else "PostgreSQL does not answer")
+            reasons.append("there is no spool" if self._spool is None else "the spool is full, or its disk fails")
+        return Condition(
+            ready=not reasons,
+            state=SERVING,
+            reasons=tuple(reasons),
+            postgresql_up=up,
+            postgresql_since=old.postgresql_since if up is old.postgresql_up else now,
+            spool=self._spool_reading(),
+        )
+
+    def _answers(self) -> bool | None:
+        """Tell whether PostgreSQL answers; None when that cannot be known, as before."""
+        heard = self._availability.committed_at
+        lately = self._clock() - heard < _RECENT
+        if lately and all(self._availability.failed_at(signal) < heard for signal in Signal):
+            return True
+        try:
+            self._probe()
+        except OutageError as exc:
+            self._last_silence = self._clock()
+            if self._condition.postgresql_up:
+                _logger.warning("no answer from PostgreSQL: %s", exc)
+            return False
+        except DatabaseUnavailableError:  # all connections are busy
+            return self._condition.postgresql_up
+        return True
+
+    def _fails(self, signal: Signal, now: float) -> bool:
+        """Tell whether the signal's rows were not taken although PostgreSQL answers, and that is not long ago."""
+        failed = self._availability.failed_at(signal)
+        return failed > self._last_silence and now - failed < _HOLD
+
+    def _spool_reading(self) -> SpoolReading | None:
+        spool = self._spool
+        try:
+            if spool is not None:
+                return SpoolReading(level=spool.level, max_bytes=spool.max_bytes, takes=spool.takes)
+        except OverloadedError:
+            pass  # it has logged why
+        return None
+
+
+def _log_change(old: Condition, new: Condition) -> None:
+    if new.postgresql_up and old.postgresql_up is False:
+        _logger.info("PostgreSQL answers again")
+    if old.state != SERVING or new.ready is old.ready:
+        return
+    if new.ready:
+        _logger.info("ready again: exports are acknowledged")
+    else:
+        _logger.warning("not ready, so exports are refused: %s", "; ".join(new.reasons))
