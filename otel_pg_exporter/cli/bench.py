@@ -1,7 +1,6 @@
 """`bench`: how much a PostgreSQL takes from a receiver, and where the time goes."""
 
 import argparse
-import re
 import signal
 import sys
 from types import FrameType
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from otel_pg_exporter.cli import environment
 from otel_pg_exporter.cli.arguments import Commands, add_command, add_settings, settings_from
-from otel_pg_exporter.cli.forms import positive
+from otel_pg_exporter.cli.forms import positive, seconds
 from otel_pg_exporter.cli.output import PROGRAM, as_json, print_lines, progress
 from otel_pg_exporter.config import (
     DatabaseSettings,
@@ -69,7 +68,7 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=seconds(_LEAST_SECONDS, _MOST_SECONDS),
         default=5.0,
         metavar="S",
         help="seconds for each measurement, after a warm-up; default: 5",
@@ -106,12 +105,6 @@ def _parts(text: str) -> tuple[str, ...]:
             hint = did_you_mean(each, _PARTS) or f"; they are {', '.join(_PARTS)}"
             raise argparse.ArgumentTypeError(f"{each!r} is no part{hint}")
     return named
-
-
-def _seconds(text: str) -> float:
-    if not re.fullmatch(r"\d{1,9}(\.\d+)?", text) or not _LEAST_SECONDS <= float(text) <= _MOST_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {_LEAST_SECONDS} to {_MOST_SECONDS:g}")
-    return float(text)
 
 
 def _run(options: argparse.Namespace) -> int:

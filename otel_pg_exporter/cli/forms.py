@@ -3,6 +3,7 @@
 import argparse
 import datetime as dt
 import re
+from collections.abc import Callable
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -30,3 +31,14 @@ def positive(text: str) -> int:
     if not re.fullmatch("[0-9]{1,18}", text) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
+
+
+def seconds(least: float, most: float) -> Callable[[str], float]:
+    """Return what parses a number of seconds between two."""
+
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"\d{1,9}(\.\d+)?", text) or not least <= float(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {least} to {most:g}")
+        return float(text)
+
+    return parse

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from otel_pg_exporter.cli import bench, check, completion, config, dead_letters, migrate, serve, verify
+from otel_pg_exporter.cli import bench, check, completion, config, dead_letters, migrate, serve, tail, verify
 from otel_pg_exporter.cli.arguments import Parser, help_instead
 from otel_pg_exporter.cli.output import PROGRAM, fail, print_lines, version
 from otel_pg_exporter.errors import ConfigurationError, DeploymentError, ExporterError, OutageError
 
-_COMMANDS = (serve, migrate, check, config, dead_letters, verify, bench, completion)  # as `--help` lists them
+_COMMANDS = (serve, migrate, check, tail, config, dead_letters, verify, bench, completion)  # as `--help` lists them
 
 _DESCRIPTION = "OpenTelemetry traces and logs in PostgreSQL."
 
@@ -29,6 +29,8 @@ examples:
       create or update the tables there
   {PROGRAM} check
       find out what keeps the receiver from working well, and what to do about it
+  {PROGRAM} tail --errors
+      see what fails, as it arrives
   {PROGRAM} config show --changed
       see which settings count, and where each came from
   {PROGRAM} dead-letters list --since 1d

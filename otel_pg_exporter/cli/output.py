@@ -20,10 +20,12 @@ def version() -> str:
     return importlib.metadata.version(PROGRAM)
 
 
-def print_lines(lines: Iterable[str]) -> None:
-    """Print to stdout; what nobody reads any more (`| head`) is no error."""
+def print_lines(lines: Iterable[str]) -> bool:
+    """Print to stdout; what nobody reads any more (`| head`) is no error. Return whether somebody reads on."""
     with _readers_may_leave():
         print("\n".join(lines), flush=True)
+        return True
+    return False
 
 
 def print_bytes(data: bytes) -> None:
