@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 Rows = list[tuple[Any, ...]]
 
 
-def run(folder: Path, *command: str | Path, variables: Mapping[str, str], timeout: float = 120) -> str:
+def run(folder: Path, *command: str | Path, variables: Mapping[str, str], timeout: float = 300) -> str:
     """Run a command in an example's folder to its end; return what it said."""
     done = attempt(folder, *command, variables=variables, timeout=timeout)
     assert done.returncode == 0, f"{command}\n{done.stdout}"

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +110,6 @@ def blocks(heading: str) -> list[str]:
     _, _, rest = README.partition(f"\n## {heading}\n")
     assert rest, heading
     return re.findall(r"^```sh\n(.*?)^```$", rest.partition("\n## ")[0], flags=re.MULTILINE | re.DOTALL)
-
-
-def test_the_requirements_are_what_these_tests_run_with() -> None:
-    lines = (ROOT / "examples" / "python" / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    wanted = dict(line.split("==") for line in lines if not line.startswith("#"))
-    assert {name: version(name) for name in wanted} == wanted
 
 
 # The apps.
