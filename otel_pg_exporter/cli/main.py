@@ -10,12 +10,24 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from otel_pg_exporter.cli import bench, check, completion, config, dead_letters, migrate, serve, tail, verify
+from otel_pg_exporter.cli import (
+    bench,
+    check,
+    completion,
+    config,
+    dead_letters,
+    migrate,
+    partitions,
+    serve,
+    tail,
+    verify,
+)
 from otel_pg_exporter.cli.arguments import Parser, help_instead
 from otel_pg_exporter.cli.output import PROGRAM, fail, print_lines, version
 from otel_pg_exporter.errors import ConfigurationError, DeploymentError, ExporterError, OutageError
 
-_COMMANDS = (serve, migrate, check, tail, config, dead_letters, verify, bench, completion)  # as `--help` lists them
+# As `--help` lists them.
+_COMMANDS = (serve, migrate, check, tail, config, dead_letters, verify, partitions, bench, completion)
 
 _DESCRIPTION = "OpenTelemetry traces and logs in PostgreSQL."
 
@@ -37,6 +49,8 @@ examples:
       see what was refused, and why; `dead-letters replay` stores it once the cause is mended
   {PROGRAM} verify --since 7d
       compare the summaries in `traces` with the spans
+  {PROGRAM} partitions list
+      see how large each day is, and what is kept how long
   {PROGRAM} bench
       measure what a PostgreSQL on this machine takes, in a minute
 

@@ -4,6 +4,7 @@ import argparse
 
 from otel_pg_exporter.cli.arguments import Commands, add_command, add_database_settings, settings_from
 from otel_pg_exporter.cli.output import PROGRAM, print_lines
+from otel_pg_exporter.config import RetentionSettings, settings_of
 from otel_pg_exporter.errors import ConfigurationError
 
 _DESCRIPTION = """\
@@ -16,6 +17,7 @@ examples:
   {PROGRAM} migrate --dsn postgresql://otel_migrator@db.example/telemetry
   {PROGRAM} migrate --roles --dsn postgresql://postgres@db.example/telemetry
   {PROGRAM} migrate --print --roles > tables.sql
+  {PROGRAM} migrate --retention-spans 30d --retention-logs 14d --dsn postgresql://otel_migrator@db.example/telemetry
   {PROGRAM} migrate --check --dsn postgresql://otel_writer@db.example/telemetry
 
 exit status: 0 the tables are up to date, 1 they are not or cannot be reached, 2 wrong flag or setting.
@@ -39,12 +41,13 @@ def add_to(commands: Commands) -> None:
         help="as an administrator: create the roles PREFIX_migrator, _writer, _reader and _operator (default: otel_…) "
         "where they are missing, without passwords, and grant each its rights; the migrator owns new tables",
     )
-    add_database_settings(parser, "mappings")
+    add_database_settings(parser, "mappings", "ledger_ttl", *(each.name for each in settings_of(RetentionSettings)))
 
 
 def _run(options: argparse.Namespace) -> int:
     settings = settings_from(options)
     from otel_pg_exporter import mapping
+    from otel_pg_exporter.postgres import retention_policy
     from otel_pg_exporter.postgres.connection import connect, mask_dsn
     from otel_pg_exporter.postgres.migrate import check, migrate, render
     from otel_pg_exporter.postgres.roles import Roles
@@ -55,7 +58,11 @@ def _run(options: argparse.Namespace) -> int:
     if options.check and roles:
         raise ConfigurationError("--check looks at the tables alone: leave --roles out")
     if options.print:
-        print_lines([render(database.schema, columns, roles)])
+        policy = [
+            retention_policy.update(database.schema, item, keep).as_string(None) + ";"
+            for item, keep in retention_policy.wanted(settings.retention).items()
+        ]
+        print_lines([render(database.schema, columns, roles), *policy])
         return 0
     if not database.dsn:
         raise ConfigurationError(
@@ -69,7 +76,12 @@ def _run(options: argparse.Namespace) -> int:
         print_lines([f"{where} is up to date"])
         return 0
     applied = migrate(database, columns, roles)
+    wanted = retention_policy.wanted(settings.retention, ledger_ttl=settings.spool.ledger_ttl)
+    with connect(database) as connection:
+        changed = retention_policy.write(connection, database.schema, wanted)
     print_lines([f"{where}: applied {name}" for name in applied] or [f"{where} is up to date"])
+    if changed:
+        print_lines(f"{where}: {change}" for change in changed)
     if created := [name.removeprefix("role ") for name in applied if name.startswith("role ")]:
         print_lines(
             [

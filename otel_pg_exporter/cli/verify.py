@@ -107,7 +107,7 @@ def _json(difference: "Difference") -> dict[str, object]:
 def _summary(walk: "Verification", *, found: int, fixed: int, stopped: bool) -> str:
     parts = [f"{walk.checked:,} traces compared: {found:,} differences, {fixed:,} of them fixed"]
     if walk.skipped:
-        parts.append(f"{walk.skipped:,} skipped that began before the oldest partition")
+        parts.append(f"{walk.skipped:,} skipped of which spans may have been dropped")
     if stopped:
         parts.append("stopped by --limit, there may be more")
     return "; ".join(parts)

@@ -12,6 +12,7 @@ SERVER_PREFIX = "OTEL_PG_EXPORTER_"
 SDK_PREFIX = "OTEL_EXPORTER_POSTGRESQL_"
 
 _DAY = 86_400.0  # seconds
+_LEAST_RETENTION = 3_600.0  # seconds, as the database has it
 _LARGEST_INT32 = 2**31 - 1  # what gRPC's and PostgreSQL's own settings can hold
 
 # A writer keeps one of PostgreSQL's processes busy, so more of them than cores fill batches less and gain nothing; a
@@ -233,6 +234,12 @@ class RetentionSettings:
     retention_spans: float | None = _retention("spans, and with them `traces`,")
     retention_logs: float | None = _retention("log records")
     retention_dead_letters: float | None = _retention("dead letters")
+
+    def __post_init__(self) -> None:
+        """Refuse what a clock that is a little wrong would turn into a loss."""
+        for name in ("retention_spans", "retention_logs", "retention_dead_letters"):
+            if 0 < (getattr(self, name) or 0) < _LEAST_RETENTION:
+                raise ConfigurationError(f"--{name.replace('_', '-')} must be an hour (1h) at least, or 0: for ever")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

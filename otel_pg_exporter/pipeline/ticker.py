@@ -21,6 +21,7 @@ class Job:
     name: str
     interval: float  # seconds
     run: Callable[[], None]
+    first: float | None = None  # seconds until it is run for the first time; None: an interval
 
 
 class Ticker:
@@ -34,7 +35,7 @@ class Ticker:
         self.succeeded: dict[str, float] = {}
         """When each job last went well, in seconds since the epoch."""
         self._stopping = threading.Event()
-        self._due = [(clock() + job.interval, job) for job in jobs]
+        self._due = [(clock() + (job.interval if job.first is None else job.first), job) for job in jobs]
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 

@@ -73,7 +73,7 @@ class _Compared(NamedTuple):
     trace_id: uuid.UUID
     has_row: bool
     has_spans: bool
-    dropped: bool  # it began before the oldest partition: spans may be gone with theirs
+    dropped: bool  # by retention, perhaps: spans that lay before the oldest partition, or beyond the newest in DEFAULT
     counted: bool  # as such, by `count_dropped`
     stored: list[str | None]
     exact: list[str | None]
@@ -97,7 +97,7 @@ class Verification:
         self._until = until or _EVER
         self._seen: set[uuid.UUID] = set()  # those that differ or were skipped, which later slices meet again
         self.checked = 0  # rows of `traces`
-        self.skipped = 0  # traces that began before the oldest partition
+        self.skipped = 0  # traces of which retention may have taken spans
         # Partitions of a day that are being made take rows out of DEFAULT.
         self._lock_default = lock_default(settings.schema)
         self._statements = self._compile()

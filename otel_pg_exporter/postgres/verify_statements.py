@@ -65,12 +65,15 @@ _COMPARE_SLICE = sql.SQL("""
 _COMPARE_TRACES = sql.SQL("""
     WITH bounds AS ({bounds})
     SELECT w.trace_id, t.trace_id IS NOT NULL, e.trace_id IS NOT NULL,
-        coalesce(t.start_time < b.horizon, false)
-            AND NOT coalesce(e.start_time = t.start_time AND e.outlier_ingested_at >= b.horizon, false),
-        coalesce(t.start_time >= %(counted_from)s, false) AND e.outlier_ingested_at IS NULL,
+        coalesce(t.start_time < b.horizon, false) AND NOT coalesce(
+            e.start_time = t.start_time AND e.outlier_ingested_at >= b.horizon AND NOT p.outliers_pruned, false
+        ) OR p.outliers_pruned AND coalesce(t.end_time >= b.ceiling AND t.end_time IS DISTINCT FROM e.end_time, false),
+        coalesce(t.start_time >= %(counted_from)s AND t.start_time < b.horizon, false)
+            AND e.outlier_ingested_at IS NULL,
         ARRAY[{of_t_as_text}], ARRAY[{of_e_as_text}], ARRAY[{differing}]
     FROM unnest(%(ids)s::uuid[]) AS w (trace_id)
     CROSS JOIN bounds AS b
+    CROSS JOIN {progress} AS p
     LEFT JOIN {traces} AS t ON t.trace_id = w.trace_id
     LEFT JOIN LATERAL (
         SELECT s.trace_id, {exact}, min(s.ingested_at) FILTER (WHERE s.start_time < b.horizon) AS outlier_ingested_at
@@ -111,6 +114,7 @@ class VerifyStatements:
             "traces": sql.Identifier(schema, "traces"),
             "spans": sql.Identifier(schema, "spans"),
             "spans_default": sql.Identifier(schema, "spans_default"),
+            "progress": sql.Identifier(schema, "retention_progress"),
         }
         self.bounds = _BOUNDS.format(spans=_regclass(schema, "spans"))
         pieces = {

@@ -9,11 +9,11 @@ from dataclasses import replace
 import psycopg
 
 from otel_pg_exporter.config import ServeSettings
-from otel_pg_exporter.errors import DatabaseUnavailableError, StartupError
+from otel_pg_exporter.errors import DatabaseUnavailableError, SchemaError, StartupError
 from otel_pg_exporter.mapping import Mapping
 from otel_pg_exporter.model import Outcome, RowBatch
 from otel_pg_exporter.pipeline.ticker import Job
-from otel_pg_exporter.postgres import partitions
+from otel_pg_exporter.postgres import partitions, retention_policy
 from otel_pg_exporter.postgres.connection import Connection, Connections, connect, target_of, watchdog
 from otel_pg_exporter.postgres.embedded import EmbeddedServer, default_data_dir
 from otel_pg_exporter.postgres.migrate import check, migrate
@@ -87,22 +87,46 @@ class Database:
         Raises StartupError or DatabaseUnavailableError, which say what to do.
         """
         settings = self.settings
-        if self.server is not None or self._settings.migrate:
+        owner = self.server is not None or self._settings.migrate
+        if owner:
             applied = migrate(settings, self._mapping)
             _logger.info("the tables are up to date%s", f"; applied: {', '.join(applied)}" if applied else "")
         with connect(settings) as connection, watchdog(connection, settings.statement_timeout + STATEMENT_MARGIN):
             self.version = connection.info.parameter_status("server_version") or "of unknown version"
             check(connection, settings.schema, self._mapping)
+            self._agree_on_retention(connection, owner=owner)
             try:
                 self._create_partitions_by(connection)
             except DatabaseUnavailableError as exc:
                 raise StartupError(str(exc)) from exc
         self.prepared = True
 
+    def _agree_on_retention(self, connection: Connection, *, owner: bool) -> None:
+        """Write what the settings say of retention into the database, or say that it has something else."""
+        schema = self.settings.schema
+        wanted = retention_policy.wanted(self._settings.retention, ledger_ttl=self._settings.spool.ledger_ttl)
+        if owner:
+            for change in retention_policy.write(connection, schema, wanted):
+                _logger.info("%s", change)
+            return
+        try:
+            different = retention_policy.differences(connection, schema, wanted)
+        except SchemaError as exc:  # no reason not to receive
+            _logger.warning("%s", exc)
+            return
+        for change in different:
+            _logger.warning(
+                "the retention of %s is %s in the settings, but %s in the database, which counts; the owner of its "
+                "tables changes it, by `otel-pg-exporter migrate` with these settings",
+                change.item,
+                retention_policy.shown(change.after),
+                retention_policy.shown(change.before),
+            )
+
     def connect(self) -> None:
         """Make the pool and the writer; nothing is connected before it is used."""
-        # Three more than writers: the ticker's, the drain's, and the look whether PostgreSQL answers.
-        self.connections = Connections(self.settings, size=self._settings.pipeline.writer_count + 3)
+        # Four more than writers: for the ticker, the retention, the drain, and the look whether PostgreSQL answers.
+        self.connections = Connections(self.settings, size=self._settings.pipeline.writer_count + 4)
         self.writer = Writer(self.connections, self._mapping, self._settings.writer, self._statistics)
         if not self.prepared:
             self.writer.note_absence()

@@ -33,6 +33,7 @@ from otel_pg_exporter.receiver.front_door import Endpoints, FrontDoor
 from otel_pg_exporter.receiver.security import Security
 from otel_pg_exporter.service.database import Database
 from otel_pg_exporter.service.deadline import Deadline
+from otel_pg_exporter.service.retention import RetentionRounds, RetentionStatus
 from otel_pg_exporter.service.spooling import Spooling, was_used
 from otel_pg_exporter.service.watching import Watching
 from otel_pg_exporter.telemetry import ItemCounters, ItemCounts, Statistics, StatisticsSnapshot
@@ -65,6 +66,7 @@ class Service:
         self._availability = Availability()
         self._database = Database(settings, self._mapping, self._statistics)
         self._spooling: Spooling | None = None
+        self._retention: RetentionRounds | None = None
         self._running = ExitStack()
         self._deadline = Deadline(settings.shutdown_timeout)
         self._security = Security(settings.security)
@@ -110,6 +112,11 @@ class Service:
         """Where `/metrics`, `/healthz` and `/readyz` are served, with the real port; None if nowhere."""
         return self._watching.endpoint
 
+    @property
+    def retention(self) -> RetentionStatus:
+        """How retention went so far."""
+        return RetentionStatus() if self._retention is None else self._retention.status
+
     def statistics(self) -> StatisticsSnapshot:
         """Return what was committed so far, and how fast."""
         return self._statistics.snapshot()
@@ -140,10 +147,12 @@ class Service:
             watching.metrics.observe(groups.POOL, lambda: database.connections.state)
             watching.look(stack, remaining, self._availability, database.probe, spool)
             ticker = Ticker(self._jobs())
-            watching.metrics.observe(groups.JOBS, lambda: ticker.succeeded)
+            retention = self._retention = RetentionRounds(database)
+            watching.metrics.observe(groups.JOBS, lambda: {**ticker.succeeded, **retention.succeeded})
             watching.vitals.add("ticker", lambda: ticker.alive)
             stack.callback(self._log_statistics)
             stack.callback(lambda: ticker.stop(remaining()))
+            stack.callback(lambda: retention.stop(remaining()))
             if database.server is not None:
                 stack.callback(database.server.cancel)  # the ticker's thread may be waiting for it to come back
             self._open_front_door(stack)

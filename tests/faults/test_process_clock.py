@@ -231,6 +231,7 @@ _WALL_CLOCK = {
     "postgres/writer.py": "how old the spans are that were committed",
     "receiver/tls.py": "when the certificate ends",
     "sdk/exporters.py": "when items were exported",
+    "service/retention.py": "when retention last ended well",
 }
 
 
