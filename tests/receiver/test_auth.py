@@ -4,18 +4,32 @@ import base64
 import hashlib
 import logging
 from pathlib import Path
+from urllib.parse import quote
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpanExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpSpanExporter
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_pg_exporter.config import SecuritySettings
 from otel_pg_exporter.errors import ConfigurationError, UnauthenticatedError
 from otel_pg_exporter.receiver.auth import Authenticator
 from otel_pg_exporter.receiver.security import Security
-from tests.receiver.support import LOGS, METRICS, TRACES, Blocker, Connect, Recorder, Serve, refusal, settings
+from tests.receiver.http1 import PATHS, RawConnection, head
+from tests.receiver.support import (
+    LOGS,
+    METRICS,
+    TRACES,
+    Blocker,
+    Connect,
+    ConnectHttp,
+    Recorder,
+    Serve,
+    refusal,
+    settings,
+)
 from tests.receiver.test_grpc_exporters import make_spans
 from tests.support import wait_until
 
@@ -267,17 +281,73 @@ def test_refused_credentials_are_logged_with_their_sender_now_and_then_and_never
 
 
 @pytest.mark.parametrize("kind", ["bearer", "basic"])
-def test_the_official_exporter_sends_with_credentials_from_its_environment(
-    serve: Serve, file: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_official_exporters_send_with_credentials_from_their_environment(
+    serve: Serve, file: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, kind: str
 ) -> None:
     line, header = {
         "bearer": (TOKEN, f"authorization=Bearer%20{TOKEN}"),
-        "basic": ("shop:password of the shop", f"Authorization={encoded('shop:password of the shop')}"),
+        "basic": ("shop:password of the shop", f"Authorization={quote(encoded('shop:password of the shop'))}"),
     }[kind]
     recorder = Recorder()
-    security = Security(SecuritySettings(**{f"auth_{kind}_file": write(file, line)}))
+    running = serve(recorder, security=Security(SecuritySettings(**{f"auth_{kind}_file": write(file, line)})))
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", header)
-    exporter = OTLPSpanExporter(serve(recorder, security=security).address, insecure=True)
+    exporter: SpanExporter
+    if protocol == "grpc":
+        exporter = GrpcSpanExporter(running.address, insecure=True)
+    else:
+        exporter = HttpSpanExporter(f"http://127.0.0.1:{running.http_port}/v1/traces")
     assert exporter.export(make_spans(1)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert len(recorder.calls) == 1
+
+
+# Over HTTP.
+
+
+@pytest.mark.parametrize("path", PATHS.values())
+def test_a_request_without_good_credentials_is_answered_401_with_a_challenge_and_nothing_is_exported(
+    serve: Serve, connect_http: ConnectHttp, tmp_path: Path, path: str
+) -> None:
+    recorder = Recorder()
+    security = Security(
+        SecuritySettings(
+            auth_bearer_file=write(tmp_path / "tokens", TOKEN),
+            auth_basic_file=write(tmp_path / "passwords", "shop:password of the shop"),
+        )
+    )
+    client = connect_http(serve(recorder, security=security))
+    for headers in ({}, {"authorization": f"Bearer {OTHER}"}, {"authorization": OTHER}):
+        reply = client.post(path, b"", headers=headers)
+        assert reply.status == 401
+        assert reply.headers["www-authenticate"] == 'Bearer realm="OTLP", Basic realm="OTLP"'
+        assert OTHER not in f"{reply.headers} {reply.refusal}"
+    assert recorder.calls == []
+    for good in (f"Bearer {TOKEN}", encoded("shop:password of the shop")):
+        assert client.post(path, b"", headers={"Authorization": good}).status == 200
+
+
+def test_a_request_without_credentials_is_answered_while_all_places_are_taken_and_before_its_body_is_there(
+    serve: Serve, connect: Connect, file: Path
+) -> None:
+    blocker = Blocker()
+    security = Security(SecuritySettings(auth_bearer_file=write(file, TOKEN)))
+    running = serve(blocker, settings(max_calls=1), security=security)
+    good = (("authorization", f"Bearer {TOKEN}"),)
+    waiting = connect(running.address).channel.unary_unary(TRACES, None, None).future(b"x", metadata=good, timeout=60)
+    wait_until(lambda: blocker.calls)
+    reserved = running.budget.level
+    with RawConnection(running.http_port) as connection:
+        connection.send(head(PATHS["traces"], "content-length: 1000000"))
+        assert connection.reply().status == 401
+    assert running.budget.level == reserved
+    blocker.released.set()
+    assert waiting.result() == b""
+
+
+def test_a_request_with_two_credentials_is_refused(serve: Serve, file: Path) -> None:
+    security = Security(SecuritySettings(auth_bearer_file=write(file, TOKEN)))
+    with RawConnection(serve(Recorder(), security=security).http_port) as connection:
+        line = f"authorization: Bearer {TOKEN}"
+        connection.send(head(PATHS["traces"], line, line, "content-length: 0"))
+        assert connection.reply().status == 401
