@@ -15,10 +15,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import grpc
+import httpx
 import psycopg
 import pytest
 
-from tests.receiver.certificates import CA, Files
+from tests.receiver.certificates import CA, Files, client_context
 from tests.receiver.support import TRACES, refusal
 from tests.serving import Serving, StartServing, environment, run, span_request, start_serving
 from tests.support import wait_until
@@ -144,6 +145,14 @@ def send(serving: Serving, *authorization: str) -> tuple[grpc.StatusCode, str]:
         return grpc.StatusCode.OK, repr(answer)
 
 
+def post(serving: Serving, *authorization: str) -> tuple[int, str]:
+    """Send a span by HTTP; return the status and what else was heard."""
+    headers = [("content-type", "application/x-protobuf"), *(("authorization", value) for value in authorization)]
+    url = f"https://localhost:{serving.http_address.rpartition(':')[2]}/v1/traces"
+    heard = httpx.post(url, content=span_request(), headers=headers, verify=client_context(), timeout=30)
+    return heard.status_code, f"{heard.headers} {heard.text}"
+
+
 def basic(pair: str) -> str:
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
@@ -157,19 +166,22 @@ def test_a_receiver_keeps_its_secrets_and_its_senders_through_every_refusal_and_
         **planted.variables,
         "OTEL_PG_EXPORTER_DSN": password_dsn,
         "OTEL_PG_EXPORTER_LOG_FORMAT": log_format,
-        "OTEL_PG_EXPORTER_GRPC_ENDPOINT": "127.0.0.1:0",
     }
     with watched_arguments() as arguments:
         serving = serve(variables=variables)
         for good in (f"Bearer {planted.token}", basic(f"shop:{planted.password}")):
             status, heard = send(serving, good)
             assert status is grpc.StatusCode.OK, heard
-            said.append(heard)
+            code, answer = post(serving, good)
+            assert code == 200, answer
+            said += [heard, answer]
         wrong = canaries.plant("a wrong credential")
         for bad in (f"Bearer {wrong}", wrong, f"{wrong} {wrong}", basic(f"shop:{wrong}"), f"Basic {wrong}"):
             status, heard = send(serving, bad)
             assert status is grpc.StatusCode.UNAUTHENTICATED
-            said.append(heard)
+            code, answer = post(serving, bad)
+            assert code == 401
+            said += [heard, answer]
         with (planted.files.folder / "tokens").open("a") as tokens:
             tokens.write(f"not a token: {canaries.plant('a token that is misspelt')}\n")
         planted.files.key.write_text(planted.files.key.read_text()[:-80])
@@ -208,6 +220,19 @@ def test_an_outage_and_a_wrong_password_repeat_no_dsn(
     serving.send(signal.SIGTERM)
     assert serving.wait() == 0
     canaries.assert_kept(serving.stdout, serving.stderr, *said)
+
+
+def test_settings_are_shown_and_checked_without_the_secrets_in_them(
+    planted: Planted, password_dsn: str, canaries: Canaries
+) -> None:
+    variables = {**planted.variables, "OTEL_PG_EXPORTER_DSN": password_dsn}
+    said = []
+    for command in (["config", "show"], ["config", "show", "--json"], ["config", "show", "--toml"], ["check"]):
+        ended = run(*command, **variables)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        said += [ended.stdout, ended.stderr]
+    assert "tls.key" in said[0]
+    canaries.assert_kept(*said)
 
 
 @pytest.mark.parametrize(

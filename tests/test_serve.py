@@ -15,6 +15,7 @@ import pytest
 
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from otel_pg_exporter.postgres.embedded_process import read_postmaster_file
+from tests.receiver.certificates import Files
 from tests.receiver.support import TRACES, Client, Connect
 from tests.serving import Serving, StartServing, environment, refusal_once_draining, span_request, start_serving
 from tests.support import wait_until
@@ -134,6 +135,22 @@ def test_the_banner_says_where_it_listens_what_to_set_and_how_to_look(open_folde
     assert "opentelemetry-instrument python app.py\n" in banner
     assert re.search(rf"PostgreSQL  \d+\.\d+.*, its own, in {open_folder}\n", banner)
     assert re.search(r"DSN +.*host=127.0.0.1", banner)
+
+
+def test_the_banner_says_what_senders_need_for_tls_and_authentication(
+    open_folder: Path, serve: StartServing, tmp_path: Path
+) -> None:
+    files = Files(folder=tmp_path, client_ca=True)
+    files.write()
+    tokens = tmp_path / "tokens"
+    tokens.touch(mode=0o600)
+    tokens.write_text("a-token-of-some-length\n")
+    flags = {"cert": files.cert, "key": files.key, "client-ca": files.authorities}
+    arguments = [f"--tls-{name}={path}" for name, path in flags.items()]
+    serving = serve("--data-dir", open_folder, *arguments, f"--auth-bearer-file={tokens}")
+    assert f"export OTEL_EXPORTER_OTLP_ENDPOINT=https://{serving.address} " in serving.stdout
+    for name in ("HEADERS=authorization=Bearer%20", "CERTIFICATE", "CLIENT_CERTIFICATE"):
+        assert f"export OTEL_EXPORTER_OTLP_{name}" in serving.stdout
 
 
 def test_without_a_psql_on_the_path_its_own_is_named(open_folder: Path, serve: StartServing) -> None:

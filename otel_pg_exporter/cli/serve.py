@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from otel_pg_exporter.errors import StartupError
 
 if TYPE_CHECKING:
     from otel_pg_exporter.receiver.endpoint import Endpoint
+    from otel_pg_exporter.receiver.security import Security
     from otel_pg_exporter.service import Service
 
 _logger = logging.getLogger(__name__)
@@ -119,7 +121,8 @@ def _banner(service: "Service") -> list[str]:
 
     server, grpc, http = service.embedded, service.grpc_endpoint, service.http_endpoint
     ways = [
-        f"OTEL_EXPORTER_OTLP_ENDPOINT={_url(endpoint)} OTEL_EXPORTER_OTLP_PROTOCOL={protocol}"
+        f"OTEL_EXPORTER_OTLP_ENDPOINT={'https' if service.security.tls else 'http'}://{_authority(endpoint)} "
+        f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}"
         for endpoint, protocol in ((grpc, "grpc"), (http, "http/protobuf"))
         if endpoint is not None
     ]
@@ -145,6 +148,7 @@ def _banner(service: "Service") -> list[str]:
         "",
         f"  export {ways[0]}",
         *(f"  # or: {way}" for way in ways[1:]),
+        *(f"  export {variable}" for variable in _credentials(service.security)),
         "  export OTEL_SERVICE_NAME=my-app",
         "  export OTEL_TRACES_EXPORTER=otlp OTEL_LOGS_EXPORTER=otlp OTEL_METRICS_EXPORTER=none",
         "  opentelemetry-instrument python app.py",
@@ -152,8 +156,18 @@ def _banner(service: "Service") -> list[str]:
     ]
 
 
-def _url(endpoint: "Endpoint") -> str:
-    return f"http://localhost:{endpoint.port}" if _is_everywhere(endpoint) else f"http://{endpoint}"
+def _credentials(security: "Security") -> Iterator[str]:
+    """Yield what a sender sets to be let in; nothing secret, and nothing that we know."""
+    if security.authenticator is not None:
+        yield "OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20…  # or Basic%20…, as the file has it"
+    if security.tls is not None:
+        yield "OTEL_EXPORTER_OTLP_CERTIFICATE=…  # the authority's, unless it is trusted anyway"
+        if security.tls.client_auth:
+            yield "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE=… OTEL_EXPORTER_OTLP_CLIENT_KEY=…"
+
+
+def _authority(endpoint: "Endpoint") -> str:
+    return f"localhost:{endpoint.port}" if _is_everywhere(endpoint) else str(endpoint)
 
 
 def _is_everywhere(endpoint: "Endpoint | None") -> bool:

@@ -54,7 +54,7 @@ class ServerTls:
         """Read the files; raises ConfigurationError, which says what is wrong with which."""
         self._clock = clock
         self._notices = RateLimitedLogger(_logger, interval=_DAY)
-        self._client_auth = settings.tls_client_ca is not None
+        self.client_auth = settings.tls_client_ca is not None  # whether senders must have certificates
         paths = {_CERT: settings.tls_cert, _KEY: settings.tls_key, _CLIENT_CA: settings.tls_client_ca}
         self._paths = {name: path for name, path in paths.items() if path is not None}
         self._files = FollowedFiles(self._paths, self._load)
@@ -91,7 +91,7 @@ class ServerTls:
         return grpc.dynamic_ssl_server_credentials(
             in_use.grpc,
             fetch,  # type: ignore[arg-type] # the stubs don't know that None means no change
-            require_client_authentication=self._client_auth,
+            require_client_authentication=self.client_auth,
         )
 
     def ssl_context(self) -> ssl.SSLContext:

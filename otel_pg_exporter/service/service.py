@@ -69,7 +69,7 @@ class Service:
         self._retention: RetentionRounds | None = None
         self._running = ExitStack()
         self._deadline = Deadline(settings.shutdown_timeout)
-        self._security = Security(settings.security)
+        self.security = Security(settings.security)
         self._watching = Watching(settings)
 
     @property
@@ -218,12 +218,12 @@ class Service:
         )
         for warning in exposure_warnings(settings):
             _logger.warning("%s", warning)
-        self._security.follow(stack)
+        self.security.follow(stack)
         front_door = FrontDoor(
             export,
             budget,
             settings.receiver,
-            security=self._security,
+            security=self.security,
             took=self._statistics.took,
             answered=self._watching.metrics.answered,
         )
