@@ -120,9 +120,9 @@ def _banner(service: "Service") -> list[str]:
     from otel_pg_exporter.postgres.connection import mask_dsn, shareable_url
 
     server, grpc, http = service.embedded, service.grpc_endpoint, service.http_endpoint
+    scheme = "http" if service.security.tls is None else "https"
     ways = [
-        f"OTEL_EXPORTER_OTLP_ENDPOINT={'https' if service.security.tls else 'http'}://{_authority(endpoint)} "
-        f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol}"
+        f"OTEL_EXPORTER_OTLP_ENDPOINT={_url(endpoint, scheme=scheme)} OTEL_EXPORTER_OTLP_PROTOCOL={protocol}"
         for endpoint, protocol in ((grpc, "grpc"), (http, "http/protobuf"))
         if endpoint is not None
     ]
@@ -166,8 +166,8 @@ def _credentials(security: "Security") -> Iterator[str]:
             yield "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE=… OTEL_EXPORTER_OTLP_CLIENT_KEY=…"
 
 
-def _authority(endpoint: "Endpoint") -> str:
-    return f"localhost:{endpoint.port}" if _is_everywhere(endpoint) else str(endpoint)
+def _url(endpoint: "Endpoint", *, scheme: str = "http") -> str:
+    return f"{scheme}://localhost:{endpoint.port}" if _is_everywhere(endpoint) else f"{scheme}://{endpoint}"
 
 
 def _is_everywhere(endpoint: "Endpoint | None") -> bool:
