@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pytest
 
 from examples.python import shop
 from tests.examples.quickstart import EXAMPLES, environment, fetch, run, sending_to
+from tests.faults.test_process_kills import free_port
 from tests.serving import Serving, start_serving
 from tests.support import wait_until
 
@@ -52,9 +52,7 @@ def collecting(folder: Path, files: Files, address: str, end: signal.Signals = s
 
     `address` is where the collector itself sends to.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        own = f"127.0.0.1:{free.getsockname()[1]}"
+    own = f"127.0.0.1:{free_port()}"
     settings = environment(
         {
             "COLLECTOR_GRPC_ENDPOINT": own,
