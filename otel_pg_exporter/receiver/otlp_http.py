@@ -9,11 +9,22 @@ import contextlib
 import functools
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
 import grpc
+from google.protobuf.message import Message
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -30,11 +41,20 @@ from otel_pg_exporter.receiver.http_content import Content, MediaType, answer_ty
 from otel_pg_exporter.receiver.http_server import HttpServer
 from otel_pg_exporter.receiver.intake import Call, Intake, Take
 from otel_pg_exporter.receiver.status import RETRY_AFTER, Answer, answer_to, status_message
+from otel_pg_exporter.transcode.otlp_json import to_protobuf
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 ENDPOINT_SETTING = "--http-endpoint (OTEL_PG_EXPORTER_HTTP_ENDPOINT)"
+
+_MESSAGES: Mapping[str, tuple[type[Message], type[Message]]] = MappingProxyType(
+    {
+        "traces": (ExportTraceServiceRequest, ExportTraceServiceResponse),
+        "logs": (ExportLogsServiceRequest, ExportLogsServiceResponse),
+        "metrics": (ExportMetricsServiceRequest, ExportMetricsServiceResponse),
+    }
+)
 
 # What no error of ours stands for: the paths and methods that HTTP has beside OTLP's.
 _ELSEWHERE = {
@@ -164,8 +184,15 @@ class OtlpHttpServer:
 
     def _decoded(self, name: str, content: Content, body: bytes, hold: Hold) -> bytes:
         """Be a `Take` for a body as it came."""
-        message = decode(content.encoding, body, hold, largest=self._intake.largest)
-        return self._intake.takes[name](message, hold)
+        largest, take = self._intake.largest, self._intake.takes[name]
+        message = decode(content.encoding, body, hold, largest=largest)
+        if content.media_type is MediaType.PROTOBUF:
+            return take(message, hold)
+        request, response = _MESSAGES[name]
+        message = to_protobuf(request, message, hold)
+        if len(message) > largest:
+            raise too_large(f"{len(message):,}, as protobuf,", largest)
+        return write(content.media_type, response.FromString(take(message, hold)))
 
     def _refusal(self, media_type: MediaType, error: ExporterError) -> Response:
         answer = answer_to(error)

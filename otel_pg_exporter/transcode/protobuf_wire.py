@@ -15,6 +15,9 @@ VARINT, FIXED64, DELIMITED, _GROUP, _GROUP_END, FIXED32 = range(6)
 _MAX_TAG = 2**32 - 1
 _MAX_VARINT_BYTES = 10
 
+_NOTE = b"\7note:"  # a tag of field 0 and wire type 7, neither of which exists
+_REASON_BYTES = 200
+
 _CONTROLS = bytes(range(0x20))
 _ESCAPED = 5  # bytes more that JSON takes for a control character
 _BEYOND_BMP = re.compile(b"[\xf0-\xff]")  # begins a character of four bytes
@@ -41,7 +44,7 @@ def fields(data: bytes, start: int, end: int) -> Iterator[Field]:
         tag, content = _varint(data, position, end)
         number, kind = tag >> 3, tag & 7
         if not number or tag > _MAX_TAG:
-            raise MalformedError(f"byte {position:,} begins no field")
+            raise MalformedError(_reason_noted(data, position, end) or f"byte {position:,} begins no field")
         if kind == DELIMITED:
             length, content = _varint(data, content, end)
             after = content + length
@@ -58,9 +61,25 @@ def delimited(number: int, content: bytes) -> bytes:
     return nested((number,), content)
 
 
+def note(reason: str, content: bytes) -> bytes:
+    """Return what stands in place of a message that could not be made of `content`: no decoder takes it.
+
+    `fields` gives the reason, which is cut to 200 bytes.
+    """
+    return b"".join((_NOTE, reason.encode(errors="replace")[:_REASON_BYTES].replace(b"\0", b""), b"\0", content))
+
+
+def _reason_noted(data: bytes, position: int, end: int) -> str:
+    if not data.startswith(_NOTE, position, end):
+        return ""
+    start = position + len(_NOTE)
+    reason = data[start : min(end, start + _REASON_BYTES + 1)]
+    return reason.partition(b"\0")[0].decode(errors="replace")
+
+
 def opening(number: int, size: int) -> bytes:
     """Encode what comes before the content of a string, bytes or message field."""
-    return _encode_varint(number << 3 | DELIMITED) + _encode_varint(size)
+    return encode_varint(number << 3 | DELIMITED) + encode_varint(size)
 
 
 def nested(path: Sequence[int], content: bytes | memoryview) -> bytes:
@@ -191,7 +210,10 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
     raise MalformedError(f"the number at byte {position:,} has no end")
 
 
-def _encode_varint(value: int) -> bytes:
+def encode_varint(value: int) -> bytes:
+    """Encode a number that is not negative."""
+    if value < 0x80:  # noqa: PLR2004 - the continuation bit
+        return bytes((value,))
     encoded = bytearray()
     while value > 0x7F:  # noqa: PLR2004 - seven bits a byte
         encoded.append(value & 0x7F | 0x80)

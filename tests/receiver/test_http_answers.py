@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from google.protobuf.json_format import Parse
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
@@ -81,8 +82,10 @@ def test_refused_items_are_a_partial_success_in_the_requests_own_form(serve: Ser
     client = connect_http(serve(Recorder(Outcome(stored=3, rejected=2, error_message="2 items: reason"))))
     spans = ExportTraceServiceResponse.FromString(client.post(TRACES, b"x").body).partial_success
     assert (spans.rejected_spans, spans.error_message) == (2, "2 items: reason")
-    logs = ExportLogsServiceResponse.FromString(client.post(LOGS, b"x").body).partial_success
+    reply = client.post(LOGS, b"{}", content_type="application/json; charset=utf-8")
+    logs = Parse(reply.body, ExportLogsServiceResponse()).partial_success
     assert (logs.rejected_log_records, logs.error_message) == (2, "2 items: reason")
+    assert reply.headers["content-type"] == JSON
     request = ExportMetricsServiceRequest()
     request.resource_metrics.add().scope_metrics.add().metrics.add().gauge.data_points.add()
     metrics = ExportMetricsServiceResponse.FromString(client.post(METRICS, request.SerializeToString()).body)

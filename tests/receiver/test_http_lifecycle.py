@@ -184,7 +184,7 @@ def test_a_stop_cuts_what_outlives_the_grace_period(serve: Serve) -> None:
 
 def test_a_stop_on_a_shared_port_serves_on_open_connections_and_sends_their_clients_to_the_next_process() -> None:
     recorder = Recorder()
-    old = FrontDoor(recorder, ByteBudget(2**30), settings(reuse_port=True), connection_age=1)
+    old = FrontDoor(recorder, ByteBudget(2**30), settings(reuse_port=True), connection_age=30)
     old.start()
     assert old.endpoints.http is not None
     port = old.endpoints.http.port
