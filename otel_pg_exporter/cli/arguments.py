@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from otel_pg_exporter import config
+from otel_pg_exporter.cli import logs
 from otel_pg_exporter.cli.output import PROGRAM
 from otel_pg_exporter.config import (
     SERVER_PREFIX,
@@ -159,7 +160,7 @@ def settings_with_origins(options: argparse.Namespace) -> tuple[ServeSettings, d
     flags: Mapping[str, object] = vars(options)
     file = config.file_of(options.config, prefix=SERVER_PREFIX)
     settings, origins = config.load_with_origins(ServeSettings, prefix=SERVER_PREFIX, flags=flags, file=file)
-    _set_up_logging(settings.monitoring.log_level)
+    logs.set_up(settings.monitoring, attended=options.command != "serve")
     _warn_of_password(options)
     _warn_of_unknown_variables()
     return settings, origins
@@ -190,12 +191,3 @@ def _warn_of_unknown_variables() -> None:
     known = (ServeSettings, CoreSettings)
     for name, hint in config.unknown_variables(*known, prefix=SERVER_PREFIX, others=("CONFIG",)):
         logging.getLogger(__name__).warning("%s is set, but is no setting%s", name, hint)
-
-
-def _set_up_logging(level: str) -> None:
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=level.upper(), stream=sys.stderr, force=True
-    )
-    logging.captureWarnings(capture=True)
-    # What matters of a broken connection our own lines say.
-    logging.getLogger("psycopg").setLevel(logging.ERROR)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from typing import TextIO
 
 _CHOICES = ("auto", "always", "never")
 _CODES = {"red": "31", "green": "32", "yellow": "33", "magenta": "35", "cyan": "36", "grey": "90"}
@@ -18,9 +19,10 @@ def add_colour(parser: argparse.ArgumentParser) -> None:
 class Colour:
     """Colours text, or leaves it as it is."""
 
-    def __init__(self, choice: str) -> None:
+    def __init__(self, choice: str, stream: TextIO | None = None) -> None:
+        """Decide by what was chosen, and by the stream that the text goes to; default: stdout."""
         # https://no-color.org: set to anything but nothing.
-        wanted = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        wanted = (stream or sys.stdout).isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._on = choice == "always" or (choice == "auto" and wanted)
 
     def __call__(self, text: str, colour: str) -> str:

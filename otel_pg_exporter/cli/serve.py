@@ -138,6 +138,7 @@ def _banner(service: "Service") -> list[str]:
         f"  OTLP/HTTP   {http or 'not served'}",
         f"  PostgreSQL  {database}",
         f"  DSN         {mask_dsn(service.dsn)}",
+        f"  Metrics     {_metrics_url(service)}",
         f"  Spool       {service.spool_folder or 'none: while PostgreSQL is away, senders are asked to retry'}",
         "",
         "See what arrives:",
@@ -154,6 +155,11 @@ def _banner(service: "Service") -> list[str]:
         "  opentelemetry-instrument python app.py",
         "",
     ]
+
+
+def _metrics_url(service: "Service") -> str:
+    endpoint = service.metrics_endpoint
+    return "not served" if endpoint is None else f"{_url(endpoint)}/metrics, and /healthz, /readyz"
 
 
 def _credentials(security: "Security") -> Iterator[str]:

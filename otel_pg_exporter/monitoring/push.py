@@ -30,7 +30,8 @@ def otlp_readers(settings: MonitoringSettings) -> list[MetricReader]:
         return []
     if (url := _URL.fullmatch(endpoint)) is None:
         raise ConfigurationError(
-            f"{_SETTING}: {endpoint!r} is no URL of an OTLP/gRPC receiver, as http://collector:4317"
+            f"{_SETTING} is no URL of an OTLP/gRPC receiver, as http://collector:4317 (user and password go elsewhere:"
+            " OTEL_EXPORTER_OTLP_HEADERS)"
         )
     try:
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter

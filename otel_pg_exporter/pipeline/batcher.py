@@ -18,7 +18,7 @@ from otel_pg_exporter.model import RowBatch, Signal
 from otel_pg_exporter.pipeline.answer import Answer
 from otel_pg_exporter.pipeline.availability import Write
 from otel_pg_exporter.pipeline.retry import Backoff
-from otel_pg_exporter.telemetry import Stage, Took, unmeasured
+from otel_pg_exporter.telemetry import RateLimitedLogger, Stage, Took, unmeasured
 
 _logger = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Batcher:
         self._clock = clock
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._notices = RateLimitedLogger(_logger)
         self._numbers = count()
         self._queues: dict[Signal, deque[_Waiting]] = {signal: deque() for signal in Signal}
         self._draining = False
@@ -106,8 +107,9 @@ class Batcher:
         while requests := self._take():
             try:
                 self._commit(requests)
-            except BaseException as exc:  # a bug (in Rust: a panic) must not end the thread: later requests would hang
-                _logger.critical("a batch of %d requests failed unexpectedly", len(requests), exc_info=exc)
+            except BaseException as exc:  # noqa: BLE001 - a bug (in Rust: a panic) must not end the thread
+                what = f"a batch of {len(requests):,} requests failed unexpectedly"
+                self._notices.log(logging.CRITICAL, type(exc).__name__, what, exc_info=exc)
                 _fail(requests, RetryableError(f"internal error: {type(exc).__name__}"))
             requests = []  # not to be kept while this thread waits for the next
 

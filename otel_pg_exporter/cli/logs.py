@@ -1,0 +1,46 @@
+"""Log lines on stderr: text for people, JSON for machines, one line a record."""
+
+import logging
+import sys
+
+from pythonjsonlogger.json import JsonFormatter
+
+from otel_pg_exporter.cli.colour import Colour
+from otel_pg_exporter.config import MonitoringSettings
+
+_COLOURS = {logging.DEBUG: "grey", logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
+
+# What a record calls them, and what JSON does.
+_FIELDS = {"levelname": "level", "name": "logger", "threadName": "thread", "message": "message"}
+
+
+def set_up(settings: MonitoringSettings, *, attended: bool) -> None:
+    """Log to stderr from now on, as the settings say; `attended`: somebody waits for the command, and reads that."""
+    handler = logging.StreamHandler(sys.stderr)
+    as_json = settings.log_format == "json" or (
+        settings.log_format == "auto" and not attended and not sys.stderr.isatty()
+    )
+    handler.setFormatter(_json() if as_json else _Text(Colour("auto", sys.stderr)))
+    logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
+    logging.captureWarnings(capture=True)
+    # What matters of a broken connection our own lines say.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
+
+
+def _json() -> logging.Formatter:
+    return JsonFormatter(list(_FIELDS), rename_fields={**_FIELDS, "exc_info": "exception"}, timestamp="timestamp")
+
+
+class _Text(logging.Formatter):
+    """Time, level, logger and message; what is worth a look in colour."""
+
+    def __init__(self, colour: Colour) -> None:
+        super().__init__()
+        self._colour = colour
+
+    def usesTime(self) -> bool:  # noqa: N802 - logging's name
+        return True
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        level = self._colour(f"{record.levelname:<7}", _COLOURS.get(record.levelno, ""))
+        return f"{record.asctime} {level} {record.name}: {record.message}"
