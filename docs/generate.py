@@ -6,11 +6,14 @@ is a line in `PARTS` and its two comments in the document. `tests/test_docs.py` 
 writes.
 """
 
+import argparse
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from otel_pg_exporter.cli.arguments import parsers_of
+from otel_pg_exporter.cli.main import whole_parser
 from otel_pg_exporter.config import (
     SDK_PREFIX,
     SERVER_PREFIX,
@@ -62,6 +65,40 @@ def sdk_settings() -> Iterable[str]:
     return settings_tables(ExporterSettings, prefix=SDK_PREFIX, names=names, others="An export")
 
 
+def commands() -> Iterator[str]:
+    """Yield a section for each command: what it says by `--help`, but the settings by name alone."""
+    flags = {setting.flag for setting in settings_of(ServeSettings)}
+    for parser in parsers_of(whole_parser()):
+        actions = [each for each in parser._actions if each.dest not in {"help", "version"}]  # noqa: SLF001 - argparse has no other way
+        settings = [each.option_strings[0] for each in actions if flags.intersection(each.option_strings)]
+        usage = parser.format_usage().removeprefix("usage: ").strip()
+        yield from ("", f"## {parser.prog}", "", (parser.description or "").strip(), "", "```text", usage, "```")
+        yield from _arguments(parser, [each for each in actions if not flags.intersection(each.option_strings)])
+        if len(settings) == len(flags):
+            yield from ("", "It takes all [settings](settings.md).")
+        elif settings:
+            shown = ", ".join(f"`{flag}`" for flag in settings)
+            yield from ("", f"It takes these of the [settings](settings.md): {shown}.")
+        if parser.epilog:
+            yield from ("", "```text", parser.epilog.strip(), "```")
+
+
+def _arguments(parser: argparse.ArgumentParser, actions: Iterable[argparse.Action]) -> Iterator[str]:
+    formatter = parser._get_formatter()  # noqa: SLF001 - argparse has no other way
+    rows = []
+    for each in actions:
+        if isinstance(each.choices, dict) and each.nargs == argparse.PARSER:
+            helps = {choice.dest: choice.help for choice in each._get_subactions()}  # noqa: SLF001 - as above
+            links = {name: f"[`{name}`](#{each.choices[name].prog.replace(' ', '-')})" for name in helps}
+            rows += [(links[name], text or "") for name, text in helps.items()]
+        else:
+            shown = formatter._format_action_invocation(each)  # noqa: SLF001 - as above
+            rows.append((f"`{shown}`", formatter._expand_help(each)))  # noqa: SLF001 - as above
+    if rows:
+        yield from ("", "| | |", "|---|---|")
+        yield from (f"| {name} | {text.replace('|', chr(92) + '|')} |" for name, text in rows)
+
+
 def rights() -> Iterable[str]:
     """Return the SQL that grants the roles their rights."""
     return _code(Roles().grants("otel"))
@@ -77,6 +114,7 @@ def _code(sql: str) -> Iterable[str]:
 
 
 PARTS = (
+    Part(DOCS / "reference" / "commands.md", "commands", commands),
     Part(DOCS / "how-to" / "roles.md", "rights", rights),
     Part(DOCS / "how-to" / "roles.md", "roles", roles),
     Part(DOCS / "reference" / "settings.md", "settings", serve_settings),

@@ -23,6 +23,12 @@ _logger = logging.getLogger(__name__)
 _ASK_TIMEOUT = 10.0  # seconds
 _DROP_TIMEOUT = 120.0  # seconds, for some gigabytes that are unlinked
 
+# While another bench runs, nobody can tell whose they are. Ours is connected already.
+_LEFT = (
+    "SELECT nspname FROM pg_namespace WHERE nspname ~ '^otel_bench_[0-9a-f]{12}$' AND NOT EXISTS (SELECT FROM"
+    " pg_stat_activity WHERE application_name = %s AND pid <> pg_backend_pid() AND datname = current_database())"
+)
+
 
 @contextlib.contextmanager
 def own_tables(settings: ServeSettings) -> Iterator[ServeSettings]:
@@ -51,12 +57,16 @@ def own_tables(settings: ServeSettings) -> Iterator[ServeSettings]:
 
 
 def _require_create(settings: DatabaseSettings) -> None:
+    """Raise StartupError where schemas may not be created; tell of those that a bench left which was killed."""
     query = "SELECT current_user, current_database(), has_database_privilege(current_database(), 'CREATE')"
     with connect(settings) as connection, watchdog(connection, _ASK_TIMEOUT):
         try:
             ((user, database, allowed),) = connection.execute(query).fetchall()
+            left = connection.execute(_LEFT, [settings.application_name]).fetchall()
         except psycopg.Error as exc:
             raise unavailable(exc, phase="asking for privileges", broken=connection.broken) from exc
+    for (schema,) in left:
+        _logger.warning("a bench that was killed has left a schema behind: %s", _drop_statement(schema).as_string())
     if not allowed:
         raise StartupError(
             f"bench makes a schema of its own, and user {user} may not create one in database {database}: "
@@ -64,8 +74,12 @@ def _require_create(settings: DatabaseSettings) -> None:
         )
 
 
+def _drop_statement(schema: str) -> sql.Composed:
+    return sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema))
+
+
 def _drop(settings: DatabaseSettings) -> None:
-    drop = sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(settings.schema))
+    drop = _drop_statement(settings.schema)
     try:
         with connect(settings) as connection, watchdog(connection, _DROP_TIMEOUT):
             connection.execute("SET statement_timeout = 0")  # a role may have its own

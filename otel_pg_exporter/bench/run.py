@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from otel_pg_exporter.bench.load import Load, LoadProcess, Sent
 from otel_pg_exporter.bench.receiver import Reading, ReceiverProcess
-from otel_pg_exporter.bench.requests import Content
+from otel_pg_exporter.bench.requests import Content, Template
 from otel_pg_exporter.config import ServeSettings, available_cores
-from otel_pg_exporter.errors import ExporterError
+from otel_pg_exporter.errors import ConfigurationError, ExporterError
 from otel_pg_exporter.model import Signal
 from otel_pg_exporter.telemetry import Stage, StageTime
 
@@ -21,6 +21,7 @@ _START = 1.5  # seconds that a load takes to begin, about
 _LOOK = 0.2  # seconds between two reports
 _SHARES = (0.01, 0.5, 0.9)
 _LEAST_RATE = 20.0  # requests a second that a percentile takes
+_SAMPLE = 200  # items, of which the size of a request is reckoned
 _GENAI_DIVISOR = 10  # prompts are long: a request is to be of a size that is met
 
 Report = Callable[[float, str], None]
@@ -203,6 +204,22 @@ class Results:
     cores: int  # of this machine, that may be used
     throughput: list[Throughput]
     latency: list[Latency]
+
+
+def require_fitting_requests(plan: Plan, max_request_bytes: int) -> None:
+    """Raise ConfigurationError if a request of the plan would be larger than the receiver takes."""
+    for part in plan.full_speed:
+        signal, content = _KINDS[part]
+        items = plan.items_of(part)
+        sample = min(items, _SAMPLE)
+        size = Template(signal, content, sample).size * items / sample
+        if size > max_request_bytes:
+            fitting = int(plan.items * max_request_bytes / size)
+            raise ConfigurationError(
+                f"--items ({plan.items:,}) makes requests of some {size / 2**20:,.1f} MiB for {part}, and the receiver "
+                f"takes {max_request_bytes / 2**20:,.1f} MiB at most (max_request_bytes); up to about "
+                f"{fitting:,} items fit"
+            )
 
 
 def measure(plan: Plan, settings: ServeSettings, *, report: Report) -> Results:

@@ -5,13 +5,13 @@ import logging
 import re
 import sys
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from otel_pg_exporter import config
 from otel_pg_exporter.cli import logs
-from otel_pg_exporter.cli.output import PROGRAM
+from otel_pg_exporter.cli.output import PROGRAM, print_lines, version
 from otel_pg_exporter.config import (
     SERVER_PREFIX,
     CoreSettings,
@@ -35,8 +35,22 @@ class Commands(Protocol):
         """Return a new parser, which is chosen by `name`."""
 
 
+class _Version(argparse.Action):
+    """`--version`; what it tells is imported only when it is asked for."""
+
+    def __call__(self, *_: object) -> NoReturn:
+        from otel_pg_exporter.transcode import CORE
+
+        print_lines([f"{PROGRAM} {version()} (transcoder: {CORE})"])
+        raise SystemExit(0)
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, but its errors are one line and repeat no password."""
+    """argparse's parser, but its errors are one line and repeat no password; each knows `--version`."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - argparse's
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        self.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401 - argparse's overloads
         """Parse, as argparse's own does, but refuse what nobody knows here, where the command is known."""
@@ -70,6 +84,15 @@ def redacted(text: str) -> str:
     return re.sub(r"(password\s*=\s*)\S+", r"\1***", re.sub(r"://\S*@", "://***@", text), flags=re.IGNORECASE)
 
 
+def parsers_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield a parser, then those of its commands, then theirs."""
+    yield parser
+    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to ask
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - as above
+            for each in typing.cast("dict[str, argparse.ArgumentParser]", action.choices).values():
+                yield from parsers_of(each)
+
+
 def add_group(commands: Commands, name: str, *, help: str, description: str, epilog: str) -> Commands:  # noqa: A002 - as below
     """Add a command that has actions, and return where they are added."""
     parser = commands.add_parser(
@@ -78,8 +101,6 @@ def add_group(commands: Commands, name: str, *, help: str, description: str, epi
         usage=f"{PROGRAM} {name} ACTION [...]",
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.set_defaults(run=lambda _options: help_instead(parser))
     actions: Commands = parser.add_subparsers(prog=parser.prog, dest="action", title="actions", metavar="ACTION")
@@ -99,8 +120,6 @@ def add_command(commands: Commands, name: str, *, help: str, description: str, e
         help=help,
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.usage = f"{parser.prog} {words}[settings]"
     parser.add_argument("--config", metavar=FILE, help=_CONFIG_HELP)
@@ -109,7 +128,8 @@ def add_command(commands: Commands, name: str, *, help: str, description: str, e
 
 def add_database_settings(parser: argparse.ArgumentParser, *others: str) -> None:
     """Add the flags of a command that works on the tables, and `others` by name."""
-    names = {setting.name for setting in settings_of(DatabaseSettings)} - {"synchronous_commit"} | {*others}
+    names = {setting.name for setting in settings_of(DatabaseSettings)} - {"synchronous_commit"}
+    names |= {"log_level", "log_format", *others}
     add_settings(parser, (each for each in settings_of(ServeSettings) if each.name in names))
 
 
@@ -136,7 +156,7 @@ def _action(setting: Setting) -> dict[str, Any]:
 
 def _metavar(setting: Setting, kind: type) -> str:
     if setting.name.endswith("_endpoint"):
-        return "HOST:PORT"
+        return "HOST:PORT" if "host:port" in setting.help else "URL"
     if setting.size:
         return "BYTES"
     if kind is Path:

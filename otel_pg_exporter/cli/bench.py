@@ -35,7 +35,8 @@ went: to size a server, or to see what a setting is worth. A receiver as `serve`
 port of loopback, without a spool; the load comes from a process of its own on this machine.
 
 With a DSN all is written to a schema of its own (otel_bench_...), which is dropped at the end, also after Ctrl-C; no
-other schema is touched. The role needs CREATE on the database. But the server is loaded as much as it can be: mind who
+other schema is touched. (After a SIGKILL it stays; the next bench names it, and the SQL that drops it.) The role needs
+CREATE on the database. But the server is loaded as much as it can be: mind who
 else uses it. Without a DSN, a PostgreSQL of its own runs for it in a temporary folder, which is removed.
 
 Parts: {", ".join(_PARTS)}; the last is the time to an OK of spans-mixed at 1 %,
@@ -94,7 +95,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     others = {"schema", "application_name", "window_past", "window_future"}
     groups = (DatabaseSettings, WriterSettings, MappingSettings, PipelineSettings)
-    names = {setting.name for group in groups for setting in settings_of(group)} - others | {"log_level"}
+    names = {setting.name for group in groups for setting in settings_of(group)} - others | {"log_level", "log_format"}
     add_settings(parser, (each for each in settings_of(ServeSettings) if each.name in names))
 
 
@@ -110,7 +111,7 @@ def _parts(text: str) -> tuple[str, ...]:
 def _run(options: argparse.Namespace) -> int:
     settings = settings_from(options)
     environment.prepare(own_postgres=not settings.database.dsn)
-    from otel_pg_exporter.bench.run import Part, Plan
+    from otel_pg_exporter.bench.run import Part, Plan, require_fitting_requests
     from otel_pg_exporter.cli.bench_report import as_values, lines
 
     plan = Plan(
@@ -125,12 +126,13 @@ def _run(options: argparse.Namespace) -> int:
             f"--max-rows ({plan.max_rows:,}) is less than one request of {plan.items:,} for each of {plan.loads} loads,"
             f" {least:,}; raise it, or lower --items"
         )
+    require_fitting_requests(plan, settings.receiver.max_request_bytes)
     try:
         results = _measure(plan, settings, _Signals())
     except _Stopped as exc:
         print(f"{PROGRAM}: stopped by {exc.signal.name}", file=sys.stderr)
         return 128 + exc.signal
-    print_lines([as_json(as_values(plan, results), indent=2)] if options.json else lines(results))
+    print_lines([as_json(as_values(plan, results, settings), indent=2)] if options.json else lines(results))
     return 0
 
 

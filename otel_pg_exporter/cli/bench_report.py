@@ -1,5 +1,6 @@
 """What `bench` prints of its figures: tables within 100 columns, or JSON."""
 
+import datetime as dt
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 from otel_pg_exporter.bench.bounds import bounds
 from otel_pg_exporter.bench.load import Sent
 from otel_pg_exporter.bench.run import BATCH_STAGES, REQUEST_STAGES, Plan, Results, Throughput
-from otel_pg_exporter.cli.output import table
+from otel_pg_exporter.cli.config import plain
+from otel_pg_exporter.cli.output import table, version
+from otel_pg_exporter.config import ServeSettings, values_of
 from otel_pg_exporter.telemetry import Stage
 
 _WIDTH = 100
@@ -110,15 +113,24 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:,.2f}"
 
 
-def as_values(plan: Plan, results: Results) -> dict[str, Any]:
-    """Return the figures for JSON."""
+def as_values(plan: Plan, results: Results, settings: ServeSettings) -> dict[str, Any]:
+    """Return the figures for JSON, with what they were measured with, and when."""
+    groups = (settings.writer, settings.mapping, settings.pipeline)
     return {
+        "version": version(),
+        "measured_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "settings": {
+            "synchronous_commit": settings.database.synchronous_commit,
+            **{name: plain(value) for group in groups for name, value in values_of(group).items()},
+        },
         "postgres_version": results.postgres_version,
         "core": results.core,
         "cores": results.cores,
         "writers": results.writers,
         "linger": results.linger,
         "senders": plan.senders,
+        "items": plan.items,
+        "max_rows": plan.max_rows,
         "seconds": plan.seconds,
         "parts": [_part_values(plan, part, results) for part in results.throughput],
         "latency": [

@@ -149,12 +149,14 @@ def _libpq_variables() -> dict[str, str]:
     return variables()
 
 
-def _json(shown: Iterable[_Effective]) -> dict[str, object]:
-    def plain(value: object) -> object:
-        if isinstance(value, tuple):
-            return [plain(each) for each in value]
-        return str(value) if isinstance(value, Path) else value
+def plain(value: object) -> object:
+    """Return a setting's value as JSON has it."""
+    if isinstance(value, tuple):
+        return [plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
+
+def _json(shown: Iterable[_Effective]) -> dict[str, object]:
     return {
         "settings": {
             each.setting.name: {"value": plain(each.value), "from": each.origin or "default"} for each in shown

@@ -63,6 +63,8 @@ examples:
   {PROGRAM} dead-letters list --since 2h --signal traces
   {PROGRAM} dead-letters list --summary
   {PROGRAM} dead-letters list --sqlstate 22001 --json | jq .id
+
+exit status: 0 listed, 1 PostgreSQL cannot be asked, 2 wrong flag or setting.
 """
 
 _SHOW_DESCRIPTION = """\
@@ -73,6 +75,8 @@ _SHOW_EPILOG = f"""\
 examples:
   {PROGRAM} dead-letters show 42
   {PROGRAM} dead-letters show 42 --raw > item.pb
+
+exit status: 0 shown, 1 there is none, or PostgreSQL cannot be asked, 2 wrong flag or setting.
 """
 
 _REPLAY_DESCRIPTION = f"""\
@@ -99,6 +103,8 @@ _PURGE_EPILOG = f"""\
 examples:
   {PROGRAM} dead-letters purge --until 30d --yes
   {PROGRAM} dead-letters purge --signal logs --reason "nested deeper" --dry-run
+
+exit status: 0 deleted, 1 not, since nobody said yes or PostgreSQL cannot be asked, 2 wrong flag or setting.
 """
 
 

@@ -4,11 +4,9 @@ Exit codes: 0 all went well, 2 the command line or a setting is wrong, 1 anythin
 work. Errors are a line or two on stderr, without a stack trace, and never with a password.
 """
 
-import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from otel_pg_exporter.cli import (
     bench,
@@ -23,7 +21,7 @@ from otel_pg_exporter.cli import (
     verify,
 )
 from otel_pg_exporter.cli.arguments import Parser, help_instead
-from otel_pg_exporter.cli.output import PROGRAM, fail, print_lines, version
+from otel_pg_exporter.cli.output import PROGRAM, fail
 from otel_pg_exporter.errors import ConfigurationError, DeploymentError, ExporterError, OutageError
 
 # As `--help` lists them.
@@ -85,16 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-class _Version(argparse.Action):
-    """`--version`; what it tells is imported only when it is asked for."""
-
-    def __call__(self, *_: object) -> NoReturn:
-        from otel_pg_exporter.transcode import CORE
-
-        print_lines([f"{PROGRAM} {version()} (transcoder: {CORE})"])
-        raise SystemExit(0)
-
-
 def whole_parser() -> Parser:
     """Return the parser of all commands."""
     parser = Parser(
@@ -102,10 +90,7 @@ def whole_parser() -> Parser:
         usage=f"{PROGRAM} [--help] [--version] COMMAND [...]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(prog=PROGRAM, dest="command", title="commands", metavar="COMMAND")
     for command in _COMMANDS:
         command.add_to(commands)

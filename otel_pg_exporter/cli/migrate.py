@@ -3,7 +3,7 @@
 import argparse
 
 from otel_pg_exporter.cli.arguments import Commands, add_command, add_database_settings, settings_from
-from otel_pg_exporter.cli.output import PROGRAM, print_lines
+from otel_pg_exporter.cli.output import PROGRAM, print_lines, progress
 from otel_pg_exporter.config import RetentionSettings, settings_of
 from otel_pg_exporter.errors import ConfigurationError
 
@@ -75,7 +75,8 @@ def _run(options: argparse.Namespace) -> int:
             check(connection, database.schema, columns)
         print_lines([f"{where} is up to date"])
         return 0
-    applied = migrate(database, columns, roles)
+    with progress("", form="migrate: {desc} {elapsed}") as bar:
+        applied = migrate(database, columns, roles, report=bar.set_description_str)
     wanted = retention_policy.wanted(settings.retention, ledger_ttl=settings.spool.ledger_ttl)
     with connect(database) as connection:
         changed = retention_policy.write(connection, database.schema, wanted)

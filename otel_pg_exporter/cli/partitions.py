@@ -35,6 +35,8 @@ _LIST_EPILOG = f"""\
 examples:
   {PROGRAM} partitions list --dsn postgresql://otel_reader@db.example/telemetry
   {PROGRAM} partitions list --json | jq '.partitions[] | select(.state == "expired").name'
+
+exit status: 0 listed, 1 PostgreSQL cannot be asked, 2 wrong flag or setting.
 """
 
 _ENFORCE_DESCRIPTION = """\

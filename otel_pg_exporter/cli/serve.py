@@ -37,7 +37,8 @@ SIGTERM and SIGINT (Ctrl-C) finish what is in flight and exit with 0; a second o
 
 _EPILOG = f"""\
 Each setting is a flag, an environment variable, or a key in a TOML file (grpc_endpoint = "127.0.0.1:4317"); flags win
-over the environment, and that over the file. Durations are in seconds, sizes in bytes (64MiB is understood).
+over the environment, and that over the file. Durations are in seconds (30d is understood), sizes in
+bytes (64MiB).
 
 examples:
   {PROGRAM} serve --grpc-endpoint 0.0.0.0:4317 --data-dir /srv/telemetry

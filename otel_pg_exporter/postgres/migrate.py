@@ -8,6 +8,7 @@ import hashlib
 import re
 import shlex
 import threading
+from collections.abc import Callable
 from collections.abc import Mapping as Dictionary
 from dataclasses import dataclass
 from importlib import resources
@@ -30,6 +31,9 @@ from otel_pg_exporter.postgres.columns import (
 )
 from otel_pg_exporter.postgres.connection import Connection, connect
 from otel_pg_exporter.postgres.roles import Roles
+
+Report = Callable[[str], None]
+"""Told what is done next."""
 
 # A waiting ALTER TABLE holds up every COPY behind it: rather many short waits than one long one.
 _ATTEMPTS = 20
@@ -95,12 +99,15 @@ def bundled() -> list[Migration]:
     return sorted(found, key=lambda migration: migration.version)
 
 
-def migrate(settings: DatabaseSettings, mapping: Mapping, roles: Roles | None = None) -> list[str]:
+def migrate(
+    settings: DatabaseSettings, mapping: Mapping, roles: Roles | None = None, *, report: Report = lambda _step: None
+) -> list[str]:
     """Create or update the tables; return the names of the roles, files and columns that were applied.
 
     With `roles`, create those that are missing, hand what is created to the migrator, and grant the rest their rights.
     Any number of processes may call it at once. Columns are added online: the wait for their lock is short, and tried
-    again. Raises SchemaError, after which the database is as it was, and DatabaseUnavailableError.
+    again; `report` hears each step. Raises SchemaError, after which the database is as it was, and
+    DatabaseUnavailableError.
     """
     if not settings.schema or "\0" in settings.schema or len(settings.schema.encode()) > _MAX_IDENTIFIER:
         raise SchemaError(f"the schema's name must have 1 to {_MAX_IDENTIFIER} bytes: {settings.schema!r}")
@@ -112,7 +119,7 @@ def migrate(settings: DatabaseSettings, mapping: Mapping, roles: Roles | None = 
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 with connection.transaction():
-                    return _migrate(connection, settings, mapping, roles)
+                    return _migrate(connection, settings, mapping, roles, report)
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as exc:
                 if attempt == _ATTEMPTS:
                     raise SchemaError(
@@ -121,12 +128,16 @@ def migrate(settings: DatabaseSettings, mapping: Mapping, roles: Roles | None = 
                     ) from exc
             except psycopg.Error as exc:
                 raise _translated(exc, settings.schema) from exc
+            report(f"tables are locked, attempt {attempt + 1} of {_ATTEMPTS}")
             pause.wait(_PAUSE)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _migrate(connection: Connection, settings: DatabaseSettings, mapping: Mapping, roles: Roles | None) -> list[str]:
+def _migrate(
+    connection: Connection, settings: DatabaseSettings, mapping: Mapping, roles: Roles | None, report: Report
+) -> list[str]:
     schema = settings.schema
+    report("waiting for others that migrate")
     _execute(connection, "SET LOCAL statement_timeout = 0")
     _execute(connection, _SETTINGS)
     # Whoever holds the advisory lock may be at work for a while; for its tables' locks we must not queue as long.
@@ -141,8 +152,10 @@ def _migrate(connection: Connection, settings: DatabaseSettings, mapping: Mappin
 
     pending = _pending(_applied(connection, schema), schema)
     for migration in pending:
+        report(migration.name)
         _execute(connection, migration.statements(schema, mapping))
 
+    report("columns")
     _refuse_lost_tables(connection, schema)
     columns = mapped_columns(mapping)
     added = missing_columns(columns, existing_columns(connection, schema))

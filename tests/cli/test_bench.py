@@ -1,5 +1,6 @@
 """`bench`, each time as a process of its own. What it measures is nobody's to assert, but that it adds up."""
 
+import datetime as dt
 import json
 import re
 import secrets
@@ -52,7 +53,11 @@ def test_the_figures_add_up_and_the_schema_is_gone_afterwards(dsn: str) -> None:
     assert schemas(dsn) == ["otel"]
 
     figures = json.loads(done.stdout)
-    assert (figures["writers"], figures["senders"], figures["seconds"]) == (2, 4, 0.3)
+    assert (figures["writers"], figures["senders"], figures["seconds"], figures["items"]) == (2, 4, 0.3, 50)
+    assert figures["version"] == "0.1.0"
+    assert dt.datetime.fromisoformat(figures["measured_at"]).tzinfo is not None
+    assert (figures["settings"]["writers"], figures["settings"]["synchronous_commit"]) == (2, "on")
+    assert "dsn" not in figures["settings"]
     assert [part["part"] for part in figures["parts"]] == ["spans-mixed", "logs-mixed"]
     for part in figures["parts"]:
         assert part["failures"] == {}
@@ -154,6 +159,27 @@ def test_fewer_rows_than_one_request_a_load_are_refused(dsn: str) -> None:
     done = run("bench", "--parts", "spans-small", "--max-rows", "999", OTEL_PG_EXPORTER_DSN=dsn)
     assert done.returncode == 2
     assert "--max-rows (999) is less than one request of 1,000 for each of 1 loads, 1,000" in done.stderr
+
+
+def test_requests_larger_than_the_receiver_takes_are_refused_before_anything_starts(dsn: str) -> None:
+    for items, part, most, message in (
+        ("1000000", "spans-small", "64MiB", "MiB for spans-small, and the receiver takes 64.0 MiB at most"),
+        ("1000", "spans-genai", "200KiB", "MiB for spans-genai, and the receiver takes 0.2 MiB at most"),
+    ):
+        arguments = ("bench", "--items", items, "--parts", part)
+        done = run(*arguments, OTEL_PG_EXPORTER_DSN=dsn, OTEL_PG_EXPORTER_MAX_REQUEST_BYTES=most)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert message in done.stderr
+
+
+def test_a_schema_that_a_killed_bench_has_left_is_named_with_the_sql_that_drops_it(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA otel_bench_0123456789ab; CREATE SCHEMA otel_bench_mine")
+        done = run(*BRIEF, "--parts", "spans-small", "--max-rows", "50", OTEL_PG_EXPORTER_DSN=dsn)
+        statement = re.search(r"has left a schema behind: (DROP SCHEMA .*)\n", done.stderr)
+        assert statement is not None
+        connection.execute(statement[1].encode())
+    assert schemas(dsn) == ["otel", "otel_bench_mine"]
 
 
 def test_its_processes_take_nothing_from_the_current_folder(

@@ -149,18 +149,27 @@ def test_what_kubernetes_and_our_own_tests_set_is_not_warned_of() -> None:
 # Bars.
 
 
-def test_long_work_shows_a_bar_on_a_terminal_and_leaves_none(dsn: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "bar", "done"),
+    [
+        (["verify", "--since", "30d"], b"verify:   0 %|", "0 traces compared"),
+        (["migrate"], b"migrate: columns 00:00", "is up to date"),
+    ],
+)
+def test_long_work_shows_a_bar_on_a_terminal_and_leaves_none(
+    dsn: str, arguments: list[str], bar: bytes, done: str
+) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     with subprocess.Popen(
-        [*PROGRAM, "verify", "--since", "30d", "--dsn", dsn],
+        [*PROGRAM, *arguments, "--dsn", dsn],
         env=environment(TERM="xterm"),
         stdout=subprocess.PIPE,
         stderr=theirs,
         text=True,
-    ) as verify:
+    ) as command:
         os.close(theirs)
-        stdout, _ = verify.communicate(timeout=60)
+        stdout, _ = command.communicate(timeout=60)
     said = b""
     try:
         while chunk := os.read(ours, 65_536):
@@ -168,6 +177,6 @@ def test_long_work_shows_a_bar_on_a_terminal_and_leaves_none(dsn: str) -> None:
     except OSError:  # its other end is closed
         pass
     os.close(ours)
-    assert "0 traces compared" in stdout
-    assert b"verify:   0 %|" in said
+    assert done in stdout
+    assert bar in said
     assert said.rpartition(b"\r")[2].strip() == b""

@@ -217,6 +217,7 @@ def test_after_a_jump_ahead_only_log_requests_in_doubt_are_set_aside_and_none_is
 # Where the wall clock may be read, and what for. Whatever waits or is timed goes by the monotonic clock.
 _WALL_CLOCK = {
     "bench/load.py": "when made-up items began",
+    "cli/bench_report.py": "when it was measured",
     "cli/verify.py": "how far a bar is",
     "diagnosis/database.py": "how far the server's clock is from ours",
     "cli/forms.py": "what `--since 2h` means",
