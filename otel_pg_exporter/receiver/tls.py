@@ -114,7 +114,12 @@ class ServerTls:
                 raise ConfigurationError(
                     f"{_CLIENT_CA}: {self._paths[_CLIENT_CA]} holds no certificate in PEM form"
                 ) from None
-        expires, algorithm = _expiry_and_key_algorithm(ssl.PEM_cert_to_DER_cert(leaf[0].decode("ascii")))
+        try:
+            expires, algorithm = _expiry_and_key_algorithm(ssl.PEM_cert_to_DER_cert(leaf[0].decode("ascii")))
+        except (ValueError, IndexError, StopIteration):
+            raise ConfigurationError(
+                f"{_CERT}: the first certificate in {self._paths[_CERT]} does not keep to RFC 5280"
+            ) from None
         if not any(kind in algorithm for kind in _GRPC_KEYS):
             _logger.warning(
                 "%s: gRPC in Python, C++, Ruby and PHP knows no keys of this kind, so that senders in these languages "
@@ -181,7 +186,7 @@ def _context(cert: Path, key: Path) -> ssl.SSLContext:
 def _expiry_and_key_algorithm(der: bytes) -> tuple[float, bytes]:
     """Return when an X.509 certificate ends, and what kind of key it is for: neither does Python's ssl tell (RFC 5280).
 
-    OpenSSL has taken the certificate, so that its form needs no further checks.
+    What does not keep to the form, which OpenSSL is not strict about, raises ValueError, IndexError or StopIteration.
     """
     (_, certificate) = next(_elements(der))
     (_, to_be_signed) = next(_elements(certificate))

@@ -4,11 +4,14 @@ import base64
 import hashlib
 import logging
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpanExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpSpanExporter
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -209,6 +212,16 @@ def test_secrets_that_can_be_guessed_are_warned_about_by_their_lines(
     (message,) = caplog.messages
     assert "line 1, 4: less than 16 characters" in message
     assert "hunter2" not in message
+
+
+@given(authorization=st.lists(st.text() | st.from_regex(r"(?i)(bearer|basic) .*"), max_size=3))
+def test_whatever_is_sent_is_refused_and_breaks_nothing(authorization: list[str]) -> None:
+    with TemporaryDirectory() as folder:
+        values = SecuritySettings(
+            auth_bearer_file=write(Path(folder) / "tokens", TOKEN),
+            auth_basic_file=write(Path(folder) / "passwords", "shop:a long enough password"),
+        )
+        assert not admits(Authenticator(values), *authorization)
 
 
 # Over gRPC.
