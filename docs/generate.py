@@ -22,6 +22,8 @@ from otel_pg_exporter.config import (
     Setting,
     settings_of,
 )
+from otel_pg_exporter.monitoring.groups import GROUPS
+from otel_pg_exporter.monitoring.histograms import HISTOGRAMS
 from otel_pg_exporter.postgres.roles import Roles
 
 DOCS = Path(__file__).parent
@@ -109,6 +111,19 @@ def roles() -> Iterable[str]:
     return _code(Roles().creation("otel"))
 
 
+def metrics() -> Iterator[str]:
+    """Yield a table for each group of metrics, below a heading."""
+    read = [(group.title, [instrument.definition for instrument in group.instruments]) for group in GROUPS]
+    for title, definitions in [*read, ("Histograms", [histogram.definition for histogram in HISTOGRAMS])]:
+        yield from ("", f"### {title}", "")
+        yield "| OpenTelemetry | Prometheus | kind | unit | attributes | meaning |"
+        yield "|---" * 6 + "|"
+        for each in definitions:
+            attributes = ", ".join(f"`{attribute}`" for attribute in each.attributes)
+            what = f"{each.kind.value} | `{each.unit}` | {attributes} | {each.description}"
+            yield f"| `{each.name}` | `{each.prometheus}` | {what} |"
+
+
 def _code(sql: str) -> Iterable[str]:
     return ["```sql", *sql.rstrip().splitlines(), "```"]
 
@@ -117,6 +132,7 @@ PARTS = (
     Part(DOCS / "reference" / "commands.md", "commands", commands),
     Part(DOCS / "how-to" / "roles.md", "rights", rights),
     Part(DOCS / "how-to" / "roles.md", "roles", roles),
+    Part(DOCS / "reference" / "metrics.md", "metrics", metrics),
     Part(DOCS / "reference" / "settings.md", "settings", serve_settings),
     Part(DOCS / "reference" / "sdk.md", "settings", sdk_settings),
 )

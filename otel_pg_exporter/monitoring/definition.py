@@ -31,6 +31,12 @@ class Definition:
     description: str
     attributes: tuple[str, ...] = ()
 
+    @property
+    def prometheus(self) -> str:
+        """What Prometheus calls it; a histogram's samples end in `_bucket`, `_sum` and `_count`."""
+        unit = {"s": "_seconds", "By": "_bytes"}.get(self.unit, "")
+        return self.name.replace(".", "_") + unit + ("_total" if self.kind is Kind.COUNTER else "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instrument(Generic[R]):

@@ -8,7 +8,7 @@ generated from it. Names are those of OpenTelemetry's semantic conventions where
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry.metrics import Observation
 
@@ -186,7 +186,7 @@ POOL: Group[PoolState] = Group(
             "db.client.connection.max",
             Kind.UP_DOWN_COUNTER,
             "{connection}",
-            "Connections that there may be: the writers' and three more.",
+            "Connections that there may be: the writers' and a few more.",
             _pool(lambda pool: pool.limit),
             _POOL_NAME,
         ),
@@ -298,8 +298,49 @@ JOBS: Group[Mapping[str, float]] = Group(
             Kind.GAUGE,
             "s",
             "When a job last went well, in seconds since the epoch; missing until it has.",
-            each("job", lambda jobs: jobs),
-            "job",
+            each("job.name", lambda jobs: jobs),  # a plain `job` is Prometheus's own
+            "job.name",
+        ),
+    ),
+)
+
+
+class Expired(NamedTuple):
+    """What retention has removed."""
+
+    partitions: int
+    rows: int
+
+
+RETENTION: Group[Expired] = Group(
+    title="What is removed",
+    instruments=(
+        instrument(
+            f"{_P}.retention.partitions",
+            Kind.COUNTER,
+            "{partition}",
+            "Expired partitions dropped by this process; of many, one at a time does it.",
+            one(lambda expired: expired.partitions),
+        ),
+        instrument(
+            f"{_P}.retention.rows",
+            Kind.COUNTER,
+            "{row}",
+            "Expired rows deleted one by one, likewise.",
+            one(lambda expired: expired.rows),
+        ),
+    ),
+)
+
+CERTIFICATE: Group[float] = Group(
+    title="TLS",
+    instruments=(
+        instrument(
+            f"{_P}.tls.certificate.expiry",
+            Kind.GAUGE,
+            "s",
+            "When the certificate that is served ends, in seconds since the epoch; missing without TLS.",
+            one(lambda expires: expires),
         ),
     ),
 )
@@ -319,4 +360,4 @@ BUILD: Group[Mapping[str, str]] = Group(
     ),
 )
 
-GROUPS: tuple[Group[Any], ...] = (ITEMS, STATISTICS, QUEUE, POOL, SPOOL, CONDITION, JOBS, BUILD)
+GROUPS: tuple[Group[Any], ...] = (ITEMS, STATISTICS, QUEUE, POOL, SPOOL, CONDITION, JOBS, RETENTION, CERTIFICATE, BUILD)

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 from otel_pg_exporter.errors import DatabaseUnavailableError
+from otel_pg_exporter.monitoring.groups import Expired
 from otel_pg_exporter.pipeline.ticker import Job, Ticker
 from otel_pg_exporter.postgres.retention import Removed, Retention
 from otel_pg_exporter.service.database import Database
@@ -56,6 +57,12 @@ class RetentionRounds:
         """When it last went well, as the `Ticker` tells it of jobs."""
         at = self.status.succeeded_at
         return {} if at is None else {"retention": at}
+
+    @property
+    def expired(self) -> Expired:
+        """How much was removed so far."""
+        status = self.status
+        return Expired(partitions=status.partitions, rows=status.rows)
 
     def stop(self, timeout: float) -> None:
         """End after the transaction that is under way, if it takes no longer than `timeout` seconds."""

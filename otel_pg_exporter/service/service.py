@@ -136,6 +136,8 @@ class Service:
             self._endpoints.check_free(reuse_port=self._settings.receiver.reuse_port)
             watching = self._watching
             watching.start(stack, self._counters, self._statistics)
+            if (tls := self.security.tls) is not None:
+                watching.metrics.observe(groups.CERTIFICATE, lambda: tls.expires)
             database, remaining = self._database, self._deadline.remaining
             database.start_server(stack, remaining)
             self._prepare_tables_or_go_without()
@@ -149,6 +151,7 @@ class Service:
             ticker = Ticker(self._jobs())
             retention = self._retention = RetentionRounds(database)
             watching.metrics.observe(groups.JOBS, lambda: {**ticker.succeeded, **retention.succeeded})
+            watching.metrics.observe(groups.RETENTION, lambda: retention.expired)
             watching.vitals.add("ticker", lambda: ticker.alive)
             stack.callback(self._log_statistics)
             stack.callback(lambda: ticker.stop(remaining()))
