@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import grpc
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
@@ -21,8 +22,19 @@ from otel_pg_exporter.config import (
 )
 from otel_pg_exporter.model import Signal
 from otel_pg_exporter.service import Service
+from tests.e2e.by_http import HttpSender
 from tests.receiver.support import LOGS, TRACES, Client, refusal
 from tests.workload import Database
+
+Protocol = Literal["grpc", "http", "http json"]
+PROTOCOLS: list[Protocol] = ["grpc", "http", "http json"]
+
+# Both signals by gRPC, and either by HTTP, for tests that take their time.
+WAYS: list[tuple[Signal, Protocol]] = [
+    *((signal, "grpc") for signal in Signal),
+    (Signal.TRACES, "http"),
+    (Signal.LOGS, "http json"),
+]
 
 METHODS = {Signal.TRACES: TRACES, Signal.LOGS: LOGS}
 OK = (0, "")  # what a sender hears when nothing was refused
@@ -30,9 +42,11 @@ OK = (0, "")  # what a sender hears when nothing was refused
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receiver:
-    """A receiver that listens, and the database that it writes to."""
+    """A receiver that listens, the database that it writes to, and a client by one of its protocols."""
 
-    address: str
+    address: str  # of OTLP/gRPC
+    http_address: str
+    protocol: Protocol = "grpc"
     database: Database
     service: Service
     client: Client
@@ -43,7 +57,13 @@ class Receiver:
 
     def sender(self) -> contextlib.AbstractContextManager[Client]:
         """Open a connection of one's own."""
-        return client_of(self.address)
+        return sender_of(self.address, self.http_address, self.protocol)
+
+    @contextlib.contextmanager
+    def speaking(self, protocol: Protocol) -> Iterator["Receiver"]:
+        """Yield the same receiver with a client that speaks this protocol."""
+        with sender_of(self.address, self.http_address, protocol) as client:
+            yield replace(self, client=client, protocol=protocol)
 
 
 def heard(answer: bytes) -> tuple[int, str]:
@@ -63,6 +83,16 @@ def client_of(address: str) -> Iterator[Client]:
 
 
 @contextlib.contextmanager
+def sender_of(address: str, http_address: str, protocol: Protocol) -> Iterator[Client]:
+    if protocol == "grpc":
+        with client_of(address) as client:
+            yield client
+    else:
+        with contextlib.closing(HttpSender(http_address, as_json=protocol == "http json")) as sender:
+            yield sender
+
+
+@contextlib.contextmanager
 def receiving(
     dsn: str,
     *,
@@ -72,6 +102,7 @@ def receiving(
     spool_dir: Path | None = None,
     spool_max_bytes: int = 2**30,
     shutdown_timeout: float = 20.0,
+    protocol: Protocol = "grpc",
 ) -> Iterator[Receiver]:
     """Yield a receiver that writes to `dsn`; what it wrote is read through `read_dsn` (default: the same).
 
@@ -91,10 +122,17 @@ def receiving(
         shutdown_timeout=shutdown_timeout,
     )
     with Service(settings) as service:
-        address = str(service.grpc_endpoint)
-        with client_of(address) as client:
+        address, http_address = str(service.grpc_endpoint), str(service.http_endpoint)
+        with sender_of(address, http_address, protocol) as client:
             reader = Database(dsn=read_dsn or dsn, writer=service._database.writer, statistics=service._statistics)
-            yield Receiver(address=address, database=reader, service=service, client=client)
+            yield Receiver(
+                address=address,
+                http_address=http_address,
+                protocol=protocol,
+                database=reader,
+                service=service,
+                client=client,
+            )
     counts = service.counts()
     assert counts.in_flight == 0
     assert counts.balanced, counts

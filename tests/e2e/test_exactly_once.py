@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from otel_pg_exporter.model import Signal
-from tests.e2e.support import OK, Receiver, persist
+from tests.e2e.support import OK, PROTOCOLS, Receiver, persist
 from tests.workload import log_body, record, shuffled, span, trace_body
 
 
@@ -23,6 +23,7 @@ def bodies_of(signal: Signal) -> bytes:
     return log_body(records)
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("signal", list(Signal))
 def test_a_retry_of_the_same_bytes_stores_nothing_and_hears_the_same(receiver: Receiver, signal: Signal) -> None:
     receiver.database.execute(
@@ -62,6 +63,7 @@ def spans_of(request: int, *, now: int) -> list[Span]:
     ]
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_32_clients_at_once_that_repeat_themselves_and_each_other_leave_one_row_a_span(receiver: Receiver) -> None:
     now = time.time_ns()
 
@@ -89,3 +91,14 @@ def test_32_clients_at_once_that_repeat_themselves_and_each_other_leave_one_row_
     assert counts.stored == 32_000
     # No statement of the write path may meet a deadlock, however the requests were batched.
     assert receiver.database.rows("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
+
+
+@pytest.mark.parametrize("signal", list(Signal))
+def test_a_request_that_comes_by_every_protocol_is_stored_once(receiver: Receiver, signal: Signal) -> None:
+    body = bodies_of(signal)
+    first = receiver.send(signal, body)
+    for protocol in PROTOCOLS:
+        with receiver.speaking(protocol) as other:
+            assert other.send(signal, body) == first
+    assert receiver.database.count(signal.table) == 100 - first[0]
+    assert receiver.database.count("dead_letters") == first[0]

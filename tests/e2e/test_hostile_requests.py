@@ -13,6 +13,8 @@ from tests.e2e.support import METHODS, OK, Receiver
 from tests.frames import item_frame, resource_frame, scope_frame
 from tests.workload import log_body, record, span, trace_body
 
+pytestmark = pytest.mark.parametrize("protocol", ["grpc", "http"])
+
 MIB = 2**20
 MANY = "not decodable: more than 131,072 fields (attributes, events, links, and what they hold)"
 NESTED = "not decodable: messages nest deeper than 100 levels"

@@ -10,7 +10,7 @@ import pytest
 
 from otel_pg_exporter.config import DatabaseSettings, PipelineSettings
 from otel_pg_exporter.model import Signal
-from tests.e2e.support import METHODS, OK, Receiver, persist, receiving
+from tests.e2e.support import METHODS, OK, WAYS, Protocol, Receiver, persist, receiving
 from tests.proxy import Proxy, proxy_for
 from tests.receiver.support import Refusal, refusal
 from tests.support import wait_until
@@ -44,7 +44,12 @@ class House:
 
 @contextlib.contextmanager
 def house(
-    dsn: str, writer_dsn: str, *, ack_timeout: float = ACK_TIMEOUT, database: DatabaseSettings | None = None
+    dsn: str,
+    writer_dsn: str,
+    *,
+    ack_timeout: float = ACK_TIMEOUT,
+    database: DatabaseSettings | None = None,
+    protocol: Protocol = "grpc",
 ) -> Iterator[House]:
     with (
         proxy_for(writer_dsn) as proxy,
@@ -53,6 +58,7 @@ def house(
             read_dsn=dsn,
             pipeline=PipelineSettings(ack_timeout=ack_timeout, writers=1),
             database=database,
+            protocol=protocol,
         ) as receiver,
     ):
         yield House(receiver=receiver, proxy=proxy)
@@ -79,11 +85,11 @@ def test_a_commit_whose_answer_is_lost_is_tried_again_before_the_sender_hears_of
         it.assert_once(signal, 40)
 
 
-@pytest.mark.parametrize("signal", list(Signal))
+@pytest.mark.parametrize(("signal", "protocol"), WAYS)
 def test_a_sender_that_was_refused_because_the_commits_answer_was_lost_comes_again_and_hears_ok(
-    dsn: str, writer_dsn: str, signal: Signal
+    dsn: str, writer_dsn: str, signal: Signal, protocol: Protocol
 ) -> None:
-    with house(dsn, writer_dsn) as it:
+    with house(dsn, writer_dsn, protocol=protocol) as it:
         it.begin(signal)
         body = request(signal)
         it.proxy.lose_commits(1, then=it.proxy.refuse)  # the server dies with the answer on its lips
@@ -98,11 +104,11 @@ def test_a_sender_that_was_refused_because_the_commits_answer_was_lost_comes_aga
         assert it.receiver.service.counts().duplicate == 20
 
 
-@pytest.mark.parametrize("signal", list(Signal))
+@pytest.mark.parametrize(("signal", "protocol"), WAYS)
 def test_while_postgresql_is_away_senders_are_asked_to_come_again_and_then_hear_ok(
-    dsn: str, writer_dsn: str, signal: Signal
+    dsn: str, writer_dsn: str, signal: Signal, protocol: Protocol
 ) -> None:
-    with house(dsn, writer_dsn) as it:
+    with house(dsn, writer_dsn, protocol=protocol) as it:
         it.begin(signal)
         it.proxy.refuse()
         bodies = [request(signal, count) for count in (1, 2, 3)]

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable
 
 import psycopg
+import pytest
 from google.protobuf.message import Message
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -12,7 +13,9 @@ from psycopg.rows import dict_row
 from otel_pg_exporter.model import Anomaly, Signal
 from tests.e2e.full_messages import full_logs, full_traces
 from tests.e2e.rebuild import SELECT, Row, log_request, sent_logs, sent_spans, span_request
-from tests.e2e.support import OK, Receiver
+from tests.e2e.support import OK, PROTOCOLS, Receiver
+
+pytestmark = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 
 def stored(receiver: Receiver, table: str) -> list[Row]:

@@ -11,6 +11,10 @@ from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.exporter.otlp.proto.http import Compression
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter as HttpLogExporter
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter as HttpMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpSpanExporter
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
@@ -22,7 +26,10 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from tests.e2e.support import Receiver
 
+pytestmark = pytest.mark.parametrize("protocol", ["grpc", "http"])
+
 COMPRESSIONS = [grpc.Compression.NoCompression, grpc.Compression.Gzip]
+BY_HTTP = {grpc.Compression.NoCompression: Compression.NoCompression, grpc.Compression.Gzip: Compression.Gzip}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +43,11 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 @contextmanager
 def tracing(receiver: Receiver, service: str, compression: grpc.Compression) -> Iterator[TracerProvider]:
     provider = TracerProvider(resource=Resource({"service.name": service}), shutdown_on_exit=False)
-    exporter = OTLPSpanExporter(receiver.address, insecure=True, compression=compression)
+    exporter = (
+        OTLPSpanExporter(receiver.address, insecure=True, compression=compression)
+        if receiver.protocol == "grpc"
+        else HttpSpanExporter(f"http://{receiver.http_address}/v1/traces", compression=BY_HTTP[compression])
+    )
     provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=10_000))
     yield provider
     provider.shutdown()  # flushes
@@ -45,7 +56,11 @@ def tracing(receiver: Receiver, service: str, compression: grpc.Compression) -> 
 @contextmanager
 def logs(receiver: Receiver, service: str, compression: grpc.Compression) -> Iterator[LoggerProvider]:
     provider = LoggerProvider(resource=Resource({"service.name": service}), shutdown_on_exit=False)
-    exporter = OTLPLogExporter(receiver.address, insecure=True, compression=compression)
+    exporter = (
+        OTLPLogExporter(receiver.address, insecure=True, compression=compression)
+        if receiver.protocol == "grpc"
+        else HttpLogExporter(f"http://{receiver.http_address}/v1/logs", compression=BY_HTTP[compression])
+    )
     provider.add_log_record_processor(BatchLogRecordProcessor(exporter, max_queue_size=10_000))
     yield provider
     provider.shutdown()
@@ -136,7 +151,11 @@ def test_16_apps_at_once_lose_nothing(receiver: Receiver) -> None:
 
 
 def test_an_app_that_exports_metrics_too_stays_quiet(receiver: Receiver) -> None:
-    exporter = OTLPMetricExporter(receiver.address, insecure=True)
+    exporter = (
+        OTLPMetricExporter(receiver.address, insecure=True)
+        if receiver.protocol == "grpc"
+        else HttpMetricExporter(f"http://{receiver.http_address}/v1/metrics")
+    )
     provider = MeterProvider([PeriodicExportingMetricReader(exporter)], shutdown_on_exit=False)
     provider.get_meter("test").create_counter("requests").add(1)
     assert provider.force_flush()

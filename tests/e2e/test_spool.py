@@ -24,7 +24,7 @@ from otel_pg_exporter.pipeline.spool_writer import SpoolWriter
 from otel_pg_exporter.postgres.connection import target_of
 from otel_pg_exporter.telemetry import ItemCounters
 from otel_pg_exporter.transcode import compile_plan
-from tests.e2e.support import METHODS, OK, Receiver, heard, persist, receiving
+from tests.e2e.support import METHODS, OK, WAYS, Protocol, Receiver, heard, persist, receiving
 from tests.proxy import Proxy, proxy_for
 from tests.receiver.support import refusal
 from tests.support import wait_until
@@ -54,7 +54,13 @@ class House:
 
 @contextlib.contextmanager
 def house(
-    dsn: str, writer_dsn: str, folder: Path, *, max_bytes: int = 2**30, proxy: Proxy | None = None
+    dsn: str,
+    writer_dsn: str,
+    folder: Path,
+    *,
+    max_bytes: int = 2**30,
+    proxy: Proxy | None = None,
+    protocol: Protocol = "grpc",
 ) -> Iterator[House]:
     with contextlib.ExitStack() as stack:
         proxy = proxy or stack.enter_context(proxy_for(writer_dsn))
@@ -66,6 +72,7 @@ def house(
                 database=DatabaseSettings(connect_timeout=2, statement_timeout=10),
                 spool_dir=folder,
                 spool_max_bytes=max_bytes,
+                protocol=protocol,
             )
         )
         yield House(receiver=receiver, proxy=proxy)
@@ -83,9 +90,11 @@ def rows_of(tables: Database, signal: Signal) -> int:
     return tables.count(signal.table)
 
 
-@pytest.mark.parametrize("signal", list(Signal))
-def test_an_outage_costs_senders_nothing(dsn: str, writer_dsn: str, tmp_path: Path, signal: Signal) -> None:
-    with house(dsn, writer_dsn, tmp_path) as it:
+@pytest.mark.parametrize(("signal", "protocol"), WAYS)
+def test_an_outage_costs_senders_nothing(
+    dsn: str, writer_dsn: str, tmp_path: Path, signal: Signal, protocol: Protocol
+) -> None:
+    with house(dsn, writer_dsn, tmp_path, protocol=protocol) as it:
         it.send(signal, request(signal, 0))
         it.proxy.refuse()
         for number in range(1, 20):
