@@ -71,6 +71,11 @@ class Serving:
         return self._found(r"OTLP/HTTP +(\S+)")
 
     @property
+    def metrics_url(self) -> str:
+        """Where `/metrics`, `/healthz` and `/readyz` are, without these."""
+        return self._found(r"Metrics +(\S+)/metrics,")
+
+    @property
     def psql(self) -> str:
         """The banner's psql line."""
         return self._found(r"^ *(\S*psql '.*')$")

@@ -182,6 +182,10 @@ def test_a_receiver_keeps_its_secrets_and_its_senders_through_every_refusal_and_
             code, answer = post(serving, bad)
             assert code == 401
             said += [heard, answer]
+        for path in ("metrics", "healthz", "readyz"):  # for which nobody needs credentials
+            shown = httpx.get(f"{serving.metrics_url}/{path}", timeout=30)
+            assert shown.status_code == 200
+            said.append(f"{shown.headers} {shown.text}")
         with (planted.files.folder / "tokens").open("a") as tokens:
             tokens.write(f"not a token: {canaries.plant('a token that is misspelt')}\n")
         planted.files.key.write_text(planted.files.key.read_text()[:-80])
