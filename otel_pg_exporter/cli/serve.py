@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from otel_pg_exporter.cli import environment
 from otel_pg_exporter.cli.arguments import Commands, add_command, add_settings, settings_from
 from otel_pg_exporter.cli.output import PROGRAM, print_lines, version
+from otel_pg_exporter.cli.systemd import Systemd
 from otel_pg_exporter.config import ServeSettings, settings_of
 from otel_pg_exporter.errors import StartupError
 
@@ -59,6 +60,7 @@ def add_to(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     signals = _Signals()
+    systemd = Systemd(os.environ)
     try:
         settings = settings_from(options)
         if settings.database.dsn and settings.data_dir is not None:
@@ -71,9 +73,11 @@ def _run(options: argparse.Namespace) -> int:
         signals.service = service = Service(settings)
         service.start()
         print_lines(_banner(service))
-        signals.wait()
+        systemd.ready(_status(service))
+        signals.wait(service, systemd)
     except _StopRequested:
         _logger.info("%s: stopping; a second signal ends this at once", signals.name)
+        systemd.stopping()
     finally:
         if signals.service is not None:
             signals.service.stop()
@@ -100,12 +104,16 @@ class _Signals:
         """What the first signal is called."""
         return signal.Signals(self._received).name
 
-    def wait(self) -> None:
-        """Wait for the first signal."""
+    def wait(self, service: "Service", systemd: Systemd) -> None:
+        """Wait for the first signal; while the service is healthy, tell systemd so."""
         # With a look now and then: what a handler raises while a finalizer runs gets lost.
         pause = threading.Event()
+        timeout = systemd.watchdog_timeout
+        interval = 1.0 if timeout is None else min(timeout / 3, 1.0)
         while not self._received:
-            pause.wait(1)
+            if service.healthy:
+                systemd.alive()
+            pause.wait(interval)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._received:
@@ -171,6 +179,11 @@ def _credentials(security: "Security") -> Iterator[str]:
         yield "OTEL_EXPORTER_OTLP_CERTIFICATE=…  # the authority's, unless it is trusted anyway"
         if security.tls.client_auth:
             yield "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE=… OTEL_EXPORTER_OTLP_CLIENT_KEY=…"
+
+
+def _status(service: "Service") -> str:
+    doors = {"OTLP/gRPC": service.grpc_endpoint, "OTLP/HTTP": service.http_endpoint}
+    return "serving " + ", ".join(f"{name} on {endpoint}" for name, endpoint in doors.items() if endpoint is not None)
 
 
 def _url(endpoint: "Endpoint", *, scheme: str = "http") -> str:

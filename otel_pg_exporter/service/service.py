@@ -117,6 +117,11 @@ class Service:
         """How retention went so far."""
         return RetentionStatus() if self._retention is None else self._retention.status
 
+    @property
+    def healthy(self) -> bool:
+        """Whether all threads live that nothing works without, as `/healthz` answers."""
+        return not self._watching.vitals.dead
+
     def statistics(self) -> StatisticsSnapshot:
         """Return what was committed so far, and how fast."""
         return self._statistics.snapshot()
