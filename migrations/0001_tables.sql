@@ -137,7 +137,8 @@ CREATE TABLE traces (
 );
 CREATE INDEX traces_start_time_idx ON traces USING brin (start_time) WITH (pages_per_range = 32, autosummarize = on);
 COMMENT ON TABLE traces IS
-    'One row a trace, kept up to date in the transaction of its spans; always equal to the view traces_exact.';
+    'One row a trace, kept up to date in the transaction of its spans; equal to the view traces_exact, until retention '
+    'takes the first of its spans: then it says what the whole trace was.';
 COMMENT ON COLUMN traces.trace_id IS 'OTLP trace_id, 16 bytes as a uuid.';
 COMMENT ON COLUMN traces.start_time IS 'Start of the earliest span.';
 COMMENT ON COLUMN traces.end_time IS 'The latest of all starts and ends.';

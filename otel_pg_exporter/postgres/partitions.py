@@ -19,7 +19,8 @@ def ensure_partitions(
     """Give `days`, counted from 1970-01-01 UTC, partitions of their own; return those that have them now.
 
     The connection must be outside a transaction. A day is left out, with a warning, when its lock is not to be had in
-    time: its rows go to the DEFAULT partition, and a later call moves them. While it waits, writers queue behind it,
+    time: its rows go to the DEFAULT partition, and a later call moves them. So is one that is older than the retention,
+    without a word: its rows stay in DEFAULT, and are pruned there. While it waits, writers queue behind it,
     so callers should not ask for the same day again at once.
     """
     done: set[int] = set()

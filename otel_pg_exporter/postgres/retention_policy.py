@@ -64,9 +64,9 @@ def changes(policy: Policy, wanted: Policy) -> list[Change]:
     The ledger is never kept shorter than somebody counts on, so a time that is longer than wanted is none.
     """
     return [
-        Change(item=item, before=policy[item], after=after)
+        Change(item=item, before=policy.get(item), after=after)
         for item, after in wanted.items()
-        if policy[item] != after and not (item == "ingest_requests" and (policy[item] or 0) >= (after or 0))
+        if policy.get(item) != after and not (item == "ingest_requests" and (policy.get(item) or 0) >= (after or 0))
     ]
 
 
@@ -103,9 +103,9 @@ def update(schema: str, item: str, seconds: float | None) -> sql.Composed:
         if seconds is None
         else sql.SQL("justify_hours(make_interval(secs => {}))").format(sql.Literal(seconds))
     )
-    return sql.SQL("UPDATE {} SET keep = {} WHERE item = {}").format(
-        sql.Identifier(schema, "retention"), keep, sql.Literal(item)
-    )
+    return sql.SQL(
+        "INSERT INTO {} (item, keep) VALUES ({}, {}) ON CONFLICT (item) DO UPDATE SET keep = EXCLUDED.keep"
+    ).format(sql.Identifier(schema, "retention"), sql.Literal(item), keep)
 
 
 def _failed(error: psycopg.Error, connection: Connection, what: str) -> ExporterError:

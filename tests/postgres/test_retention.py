@@ -261,6 +261,18 @@ def test_settings_become_the_policy_of_the_database_and_say_what_they_change(dsn
         ]
 
 
+def test_a_policy_whose_rows_somebody_has_deleted_keeps_all_and_can_be_set_again(dsn: str, owner: Connection) -> None:
+    fill(owner)
+    owner.execute("DELETE FROM retention")
+    with retention(dsn) as ours:
+        assert not ours.run(within=60)
+    wanted = retention_policy.wanted(RetentionSettings(retention_spans=86_400))
+    with connect(DatabaseSettings(dsn=dsn)) as connection:
+        [change] = retention_policy.write(connection, "otel", wanted)
+        assert change == Change(item="spans", before=None, after=86_400)
+        assert retention_policy.write(connection, "otel", wanted) == []
+
+
 def test_the_writer_sees_what_differs_and_changes_nothing(dsn: str) -> None:
     wanted = retention_policy.wanted(RetentionSettings(retention_dead_letters=86_400))
     with connect(DatabaseSettings(dsn=as_role("otel_writer", dsn))) as connection:
