@@ -202,16 +202,20 @@ def test_an_outage_and_a_wrong_password_repeat_no_dsn(
 ) -> None:
     wrong = password_dsn.replace(canaries.planted["the DSN's password"], canaries.plant("a wrong password"))
     said = []
-    for command in (
-        ["serve"],
-        ["migrate"],
-        ["migrate", "--check"],
-        ["verify", "--since", "1d"],
-        ["dead-letters", "list"],
+    for words in (
+        "serve",
+        "migrate",
+        "migrate --check",
+        "check",
+        "partitions list",
+        "tail",
+        "verify --since 1d",
+        "dead-letters list",
+        "bench",
     ):
-        ended = run(*command, OTEL_PG_EXPORTER_DSN=wrong, OTEL_PG_EXPORTER_LOG_LEVEL="debug")
+        ended = run(*words.split(), OTEL_PG_EXPORTER_DSN=wrong, OTEL_PG_EXPORTER_LOG_LEVEL="debug")
         assert ended.returncode == 1, ended.stderr
-        assert "password authentication failed" in ended.stderr
+        assert "password authentication failed" in ended.stdout + ended.stderr
         said += [ended.stdout, ended.stderr]
     serving = serve(variables={"OTEL_PG_EXPORTER_DSN": password_dsn, "OTEL_PG_EXPORTER_LOG_LEVEL": "debug"})
     with psycopg.connect(dsn, autocommit=True) as connection:

@@ -43,7 +43,7 @@ class Security:
 
     def follow(self, stack: ExitStack) -> None:
         """Follow the files until the stack is closed, in a thread of their own: PostgreSQL must not hold that up."""
-        jobs = [] if self.tls is None else [self.tls.job]
+        jobs = [] if self.tls is None else self.tls.jobs
         jobs += [] if self.authenticator is None else self.authenticator.jobs
         if jobs:
             stack.callback(Ticker(jobs, name="security-files").stop)

@@ -16,7 +16,6 @@ from otel_pg_exporter.config import SecuritySettings
 from otel_pg_exporter.errors import ConfigurationError
 from otel_pg_exporter.pipeline.ticker import Job
 from otel_pg_exporter.receiver.files import LOOK_INTERVAL, FollowedFiles, warn_if_others_can_read
-from otel_pg_exporter.telemetry import RateLimitedLogger
 
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +52,6 @@ class ServerTls:
     def __init__(self, settings: SecuritySettings, *, clock: Callable[[], float] = time.time) -> None:
         """Read the files; raises ConfigurationError, which says what is wrong with which."""
         self._clock = clock
-        self._notices = RateLimitedLogger(_logger, interval=_DAY)
         self.client_auth = settings.tls_client_ca is not None  # whether senders must have certificates
         paths = {_CERT: settings.tls_cert, _KEY: settings.tls_key, _CLIENT_CA: settings.tls_client_ca}
         self._paths = {name: path for name, path in paths.items() if path is not None}
@@ -62,9 +60,12 @@ class ServerTls:
         self._warn_of_the_end()
 
     @property
-    def job(self) -> Job:
-        """What is to be run beside: it looks at the files."""
-        return Job(name="TLS certificate", interval=LOOK_INTERVAL, run=self.look)
+    def jobs(self) -> list[Job]:
+        """What is to be run beside: it looks at the files, and at the calendar."""
+        return [
+            Job(name="TLS certificate", interval=LOOK_INTERVAL, run=self.look),
+            Job(name="TLS certificate's end", interval=_DAY, run=self._warn_of_the_end),
+        ]
 
     @property
     def expires(self) -> float:
@@ -73,9 +74,9 @@ class ServerTls:
 
     def look(self) -> None:
         """Take over what has changed; raises ConfigurationError, and leaves all as it was, for what is wrong."""
-        self._warn_of_the_end()
         if self._files.look():
             _logger.info("new handshakes use the certificate that %s holds now, valid until %s", *self._shown)
+            self._warn_of_the_end()
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """Return credentials for a gRPC server, which follow the files."""
@@ -135,12 +136,12 @@ class ServerTls:
 
     def _warn_of_the_end(self) -> None:
         left = self.expires - self._clock()
-        if left > _NOTICE:
-            return
-        text = "%s: the certificate has expired, clients refuse it: %s, valid until %s"
-        if left > 0:
-            text = "%s: the certificate expires soon: %s, valid until %s"
-        self._notices.log(logging.WARNING, text, text % (_CERT, *self._shown))
+        if left <= 0:
+            _logger.warning(
+                "%s: the certificate has expired, clients refuse it: %s, valid until %s", _CERT, *self._shown
+            )
+        elif left < _NOTICE:
+            _logger.warning("%s: the certificate expires soon: %s, valid until %s", _CERT, *self._shown)
 
 
 class _FollowingContext(ssl.SSLContext):

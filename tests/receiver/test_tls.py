@@ -288,19 +288,22 @@ def test_a_key_that_is_too_short_is_refused_with_the_reason_of_openssl(files: Fi
 # What is warned about.
 
 
-def test_an_end_that_is_near_is_warned_about_once_a_day(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_end_that_is_near_is_warned_about_at_the_start_by_the_day_and_after_a_change(
+    files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
     files.write()
     now = ServerTls(files.settings).expires - 15 * DAY
     tls = ServerTls(files.settings, clock=lambda: now)
     assert caplog.messages == []
     now += 2 * DAY
+    (daily,) = [job for job in tls.jobs if job.interval == DAY]
+    daily.run()
+    files.write()
     tls.look()
     tls.look()
-    assert len(caplog.messages) == 1
-    assert (
-        f"--tls-cert: the certificate expires soon: {files.cert}, valid until 3000-01-01 00:00 UTC"
-        in caplog.messages[0]
-    )
+    ServerTls(files.settings, clock=lambda: now)
+    soon = f"--tls-cert: the certificate expires soon: {files.cert}, valid until 3000-01-01 00:00 UTC"
+    assert caplog.messages == [soon] * 3
 
 
 def test_an_expired_certificate_is_served_with_a_warning(files: Files, caplog: pytest.LogCaptureFixture) -> None:
