@@ -8,17 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from tests.examples.quickstart import EXAMPLES, assert_a_query_finds, assert_the_shop_is_told, fetch, run, variables
 from tests.faults.test_process_kills import free_port
+from tests.receiver.certificates import Files
 from tests.serving import Serving, start_serving
 from tests.support import wait_until
 
 pytestmark = [pytest.mark.toolchain, pytest.mark.timeout(900)]
 
 PROTOCOLS = {
-    "node": ("grpc", "http/protobuf"),
+    "node": ("grpc", "http/protobuf", "http/json"),
     "go": ("grpc", "http/protobuf"),
     "java": ("grpc", "http/protobuf"),
 }
@@ -62,7 +64,7 @@ def test_the_shop_arrives_and_its_readme_shows_what_is_found(
     assert_a_query_finds(dsn, fenced(language, "sql"), fenced(language, "text"))
 
 
-@each_of(PROTOCOLS | {"node": ("http/protobuf",)})  # Node's gRPC exporter never retries
+@each_of(PROTOCOLS | {"node": ("http/protobuf", "http/json")})  # Node's gRPC exporter never retries
 def test_what_is_refused_while_postgresql_is_away_comes_again_and_is_stored_once(
     language: str, protocol: str, own_server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -88,3 +90,39 @@ def test_what_is_refused_while_postgresql_is_away_comes_again_and_is_stored_once
         own_server.start()
         app.result()
         assert_the_shop_is_told(own_server.dsn, f"shop-{language}", SDKS[language])
+
+
+@each_of(PROTOCOLS)
+def test_certificates_and_a_token_are_set_by_standard_variables_too(
+    language: str, protocol: str, dsn: str, tmp_path: Path
+) -> None:
+    command = prepared(language)
+    server, client = Files(folder=tmp_path / "server", client_ca=True), Files(folder=tmp_path / "client")
+    for files in (server, client):
+        files.folder.mkdir()
+        files.write()
+    key = load_pem_private_key(client.key.read_bytes(), password=None)
+    client.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))  # the form for Java
+    tokens = tmp_path / "tokens"
+    tokens.touch(mode=0o600)
+    tokens.write_text("of-the-shop\n")
+    with start_serving(tmp_path) as start:
+        serving = start(
+            *("--tls-cert", server.cert, "--tls-key", server.key, "--tls-client-ca", server.authorities),
+            *("--auth-bearer-file", tokens),
+            variables={"OTEL_PG_EXPORTER_DSN": dsn},
+        )
+        told = variables(serving, f"shop-{language}", protocol)
+        run(
+            EXAMPLES / language,
+            *command,
+            variables=told
+            | {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": told["OTEL_EXPORTER_OTLP_ENDPOINT"].replace("http:", "https:"),
+                "OTEL_EXPORTER_OTLP_CERTIFICATE": str(server.authorities),
+                "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(client.cert),
+                "OTEL_EXPORTER_OTLP_CLIENT_KEY": str(client.key),
+                "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20of-the-shop",
+            },
+        )
+    assert_the_shop_is_told(dsn, f"shop-{language}", SDKS[language])
