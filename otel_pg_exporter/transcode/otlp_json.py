@@ -26,6 +26,8 @@ _LIMITS = Limits()
 
 # Strings, brackets and commas of one part: an attribute has some ten, and four fields. At most 100 bytes each, parsed.
 _TOKENS = 4 * _LIMITS.fields
+# Of a request, beyond what parts can have: each costs a step. 64 MiB of the shortest attributes have fewer.
+_BRACKETS = 8_000_000
 _DEEPEST = 500  # brackets; the deepest that protobuf takes has 400, and the parser fails near 1,000
 
 _SPACE = re.compile(r"[ \t\r\n]*+")
@@ -45,7 +47,7 @@ def to_protobuf(request: type[Message], body: bytes, hold: Hold, *, parts: int =
     """Convert an `Export…ServiceRequest`; the same text always gives the same bytes.
 
     Raises UndecodableError when not even its frame can be read, TooLargeError when it has more than so many items,
-    scopes and resources, and what `hold` does.
+    scopes, resources, and fields of the latter, and what `hold` does.
     """
     # Bytes that are no UTF-8 are carried on, so that they are repaired where protobuf's are.
     text = body.decode(errors="surrogateescape")
@@ -68,6 +70,7 @@ class _Text:
         self._text = text
         self._position = 0
         self._parts_limit = self._parts_left = parts
+        self._brackets_left = _BRACKETS
 
     def request(self, resources: FieldDescriptor) -> bytes:
         """Read a whole request."""
@@ -119,7 +122,8 @@ class _Text:
         self._parts_left -= 1
         if self._parts_left < 0:
             raise TooLargeError(
-                f"the request has more than {self._parts_limit:,} items, scopes and resources; send smaller requests"
+                f"the request has more than {self._parts_limit:,} items, scopes, resources and fields of these; "
+                "send smaller requests"
             )
 
     # JSON's grammar, as far as the frame goes. Whoever is led to a value reads it, one way or the other.
@@ -137,6 +141,7 @@ class _Text:
             except ValueError:
                 raise self._broken("a string before this") from None
             self._expect(":")
+            self._count()
             yield key
 
     def _elements(self) -> Iterator[None]:
@@ -171,6 +176,8 @@ class _Text:
         text, position = self._text, start
         depth = deepest = brackets = 0
         while depth or not brackets:
+            if brackets > self._brackets_left:
+                raise TooLargeError(f"the request has more than {_BRACKETS:,} brackets; send smaller requests")
             match = _TO_BRACKET.match(text, position)
             if match is None:
                 raise self._broken("a value that ends")
@@ -178,6 +185,7 @@ class _Text:
             brackets += 1
             depth += 1 if text[position - 1] in "{[" else -1
             deepest = max(deepest, depth)
+        self._brackets_left -= brackets
         self._position = position
         return _Value(text[start:position], deepest)
 

@@ -103,6 +103,11 @@ class RawConnection:
         return Reply(status=status, headers=names, body=self._answers.read(int(names["content-length"])))
 
     @property
+    def reply_status(self) -> int:
+        """Of the next answer, whoever gave it."""
+        return int(self._answers.readline().split()[1])
+
+    @property
     def over(self) -> bool:
         """Whether the server has closed it; waits for that, or for more bytes."""
         try:

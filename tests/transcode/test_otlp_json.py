@@ -248,6 +248,6 @@ def test_another_signals_request_is_refused_rather_than_taken_for_an_empty_one()
 
 
 def test_more_parts_than_a_request_may_have_are_too_many() -> None:
-    with pytest.raises(TooLargeError, match="more than 3 items, scopes and resources"):
-        to_protobuf(ExportTraceServiceRequest, around("{}, {}").encode(), unbounded, parts=3)
-    assert to_protobuf(ExportTraceServiceRequest, around("{}").encode(), unbounded, parts=3)
+    with pytest.raises(TooLargeError, match="more than 6 items, scopes, resources"):
+        to_protobuf(ExportTraceServiceRequest, around("{}, {}").encode(), unbounded, parts=6)
+    assert to_protobuf(ExportTraceServiceRequest, around("{}").encode(), unbounded, parts=6)
