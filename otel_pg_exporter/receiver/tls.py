@@ -109,6 +109,7 @@ class ServerTls:
         context = _context(self._paths[_CERT], self._paths[_KEY])
         if authorities is not None:
             context.verify_mode = ssl.CERT_REQUIRED
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as gRPC: an intermediate authority will do
             try:
                 context.load_verify_locations(cadata=authorities.decode("ascii", "replace"))
             except (ssl.SSLError, ValueError):

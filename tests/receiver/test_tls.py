@@ -199,6 +199,17 @@ def test_only_clients_with_a_certificate_of_the_authority_are_let_in(open_door: 
             pass
 
 
+def test_an_authority_that_another_has_signed_is_trusted_by_itself(open_door: Open, mutual: Files) -> None:
+    mutual.write()
+    senders = CA.create_child_ca()
+    mutual.authorities.write_bytes(senders.cert_pem.bytes())
+    door = open_door(security_of(mutual))
+    with door.connect(client=senders.issue_cert("agent@example.org")) as connection:
+        assert connection.ask()
+    with pytest.raises((ssl.SSLError, ConnectionError)), door.connect(client=CA.issue_cert("agent@example.org")):
+        pass
+
+
 def test_another_authority_counts_for_new_handshakes(open_door: Open, mutual: Files) -> None:
     mutual.write()
     security = security_of(mutual)
