@@ -1,7 +1,6 @@
 """What commands print, and how they end in failure."""
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -17,6 +16,8 @@ PROGRAM = "otel-pg-exporter"
 
 def version() -> str:
     """Return the installed package's version."""
+    import importlib.metadata
+
     return importlib.metadata.version(PROGRAM)
 
 

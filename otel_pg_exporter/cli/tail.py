@@ -26,9 +26,9 @@ _SEVERITIES = {"trace": 1, "debug": 5, "info": 9, "warn": 13, "error": 17, "fata
 
 _FIRST_SHOWN = 10  # of what was there before, unless told otherwise
 _MOST_SHOWN = 1_000  # at a look
-_WINDOW, _LEAST_WINDOW = 3600.0, 10.0  # seconds that an item may have begun before it was stored
+_WINDOW, _LEAST_WINDOW = 3600.0, 60.0  # seconds that an item may have begun before it was stored
 _TIMEOUT = 3.0  # seconds that a look may take
-_SLOW = 1.0  # seconds, from which on the next look looks through less
+_SLOW = 0.2  # seconds, from which on the next look looks through less
 _SHARE = 0.1  # of the time that looks may take, so that PostgreSQL has its rest
 
 _DESCRIPTION = f"""\
@@ -215,7 +215,7 @@ class _Following:
 
     def _look_through_less(self) -> None:
         if self._window > _LEAST_WINDOW:
-            self._window = max(self._window / 2, _LEAST_WINDOW)
+            self._window = max(round(self._window * _SLOW / self._took / 2), _LEAST_WINDOW)
             print(
                 f"{PROGRAM}: PostgreSQL is busy: from now on without what began more than {self._window:g} s before "
                 "it was stored",

@@ -14,13 +14,12 @@ from otel_pg_exporter.errors import DatabaseUnavailableError
 from otel_pg_exporter.postgres.connection import connect
 from otel_pg_exporter.postgres.encryption import encryption_is_optional
 from otel_pg_exporter.postgres.libpq import variables
+from otel_pg_exporter.service.database import OTHER_CONNECTIONS
 
 _OLDEST, _NEWEST = 13, 18  # major versions of PostgreSQL that the tests know
 _CLOCK_TOLERANCE = 1.0  # seconds
 _LEAST_SHARED_BUFFERS = 128 * 2**20
 _LEAST_MAX_WAL_SIZE = 2**30
-
-_SPARE_CONNECTIONS = 2  # that `serve` opens beside its writers'
 
 
 def examine_database(settings: ServeSettings) -> Iterator[Finding]:
@@ -181,7 +180,7 @@ def _connections(database: Database, settings: ServeSettings) -> Iterator[Findin
         " (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user),"
         " (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid())"
     )
-    needed = settings.pipeline.writer_count + _SPARE_CONNECTIONS
+    needed = settings.pipeline.writer_count + OTHER_CONNECTIONS
     free = limit - used
     if role_limit >= 0:
         free = min(free, role_limit - role_used)

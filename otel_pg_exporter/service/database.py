@@ -30,6 +30,9 @@ _PROBE_TIMEOUT = 2.0  # seconds; a spool is to follow PostgreSQL's return within
 # PostgreSQL gets this many seconds for its last checkpoint, even if the drain has used up all the time.
 _LEAST_POSTGRES_TIMEOUT = 2.0
 
+OTHER_CONNECTIONS = 4
+"""Connections beside the writers': for the ticker, the retention, the drain, and to ask whether PostgreSQL answers."""
+
 STATEMENT_MARGIN = 5.0
 """Seconds that a statement may outlast its own timeout before its socket is cut."""
 
@@ -125,8 +128,8 @@ class Database:
 
     def connect(self) -> None:
         """Make the pool and the writer; nothing is connected before it is used."""
-        # Four more than writers: for the ticker, the retention, the drain, and the look whether PostgreSQL answers.
-        self.connections = Connections(self.settings, size=self._settings.pipeline.writer_count + 4)
+        size = self._settings.pipeline.writer_count + OTHER_CONNECTIONS
+        self.connections = Connections(self.settings, size=size)
         self.writer = Writer(self.connections, self._mapping, self._settings.writer, self._statistics)
         if not self.prepared:
             self.writer.note_absence()

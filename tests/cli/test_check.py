@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from otel_pg_exporter.pipeline.spool_folder import SpoolFolders
+from tests.pgbouncer import PgBouncer
 from tests.serving import Serving, run, start_serving
 from tests.support import as_role, wait_until
 
@@ -151,6 +152,15 @@ def test_a_server_that_is_away_is_one_problem_without_the_password(tmp_path: Pat
     assert done.stdout.rstrip().endswith("1 problems, 0 warnings")
 
 
+def test_through_pgbouncer_all_is_found_as_well_and_it_is_told(
+    ready: str, pgbouncer: PgBouncer, tmp_path: Path
+) -> None:
+    found = checked(tmp_path, OTEL_PG_EXPORTER_DSN=pgbouncer.route(as_role("otel_writer", ready)))
+    assert "PgBouncer stands in between" in found["pooler"]["message"]
+    assert found["privileges"]["grade"] == found["tables"]["grade"] == found["transactions"]["grade"] == "ok"
+    assert "pooler" not in checked(tmp_path, OTEL_PG_EXPORTER_DSN=ready)
+
+
 def test_what_libpq_takes_from_the_environment_is_said(ready: str, tmp_path: Path) -> None:
     found = checked(tmp_path, OTEL_PG_EXPORTER_DSN=ready, PGAPPNAME="x", PGTZ="UTC")
     assert found["connection"]["message"].endswith("with PGAPPNAME, PGTZ from the environment")
@@ -159,7 +169,7 @@ def test_what_libpq_takes_from_the_environment_is_said(ready: str, tmp_path: Pat
 def test_settings_that_give_up_durability_or_connections_are_told(ready: str, tmp_path: Path) -> None:
     found = checked(tmp_path, "--synchronous-commit", "off", "--writers", "250", OTEL_PG_EXPORTER_DSN=ready, status=0)
     assert "an OK is given for what a crash may still take back" in found["durability"]["message"]
-    assert "one `serve` takes up to 252" in found["connections"]["message"]
+    assert "one `serve` takes up to 254" in found["connections"]["message"]
     assert found["connections"]["grade"] == "warning"
 
 

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,6 +209,22 @@ def test_an_outage_is_told_once_and_survived(written: Database, reader: str, tmp
         wait_until(lambda: tail.stderr.endswith("PostgreSQL is back\n"), timeout=30)
         assert tail.stderr.count("\n") == 2
         assert [line.split()[-1] for line in tail.lines] == ["before", "meanwhile"]
+
+
+def test_a_look_that_takes_long_looks_through_less_the_next_time(
+    written: Database, reader: str, tmp_path: Path
+) -> None:
+    old = span(0, start=time.time_ns() - 2_000_000_000_000)
+    with psycopg.connect(written.dsn) as holder, following(tmp_path, reader, "--lock-timeout", "60") as tail:
+        written.writer.write([logs(said("before"))])
+        tail.wait_for("before")
+        holder.execute("LOCK TABLE otel.logs IN ACCESS EXCLUSIVE MODE")
+        wait_until(lambda: "PostgreSQL is busy: from now on without what began more than" in tail.stderr, timeout=30)
+        holder.rollback()
+        written.writer.write([traces(old)])
+        written.writer.write([logs(said("after"))])
+        tail.wait_for("after")
+        assert [line.split()[-1] for line in tail.lines] == ["before", "after"]
 
 
 def test_it_ends_when_nobody_reads_any_more(written: Database, reader: str) -> None:
