@@ -1,7 +1,8 @@
 """Fixtures: a real PostgreSQL for each xdist worker, and databases in it.
 
 The environment variable OTEL_PG_EXPORTER_TEST_PG chooses whose programs run: `embedded` (default), those of the
-extra, or `system`, Debian's newest. With OTEL_PG_EXPORTER_TEST_PGBOUNCER, ingest passes through a PgBouncer.
+extra, `system`, Debian's newest, or those in the folder that it names. With OTEL_PG_EXPORTER_TEST_PGBOUNCER, ingest
+passes through a PgBouncer.
 """
 
 import contextlib
@@ -32,9 +33,10 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def binaries() -> Path:
     """Folder with the PostgreSQL programs that this run tests with."""
-    if os.environ.get("OTEL_PG_EXPORTER_TEST_PG", "embedded") == "system":
+    chosen = os.environ.get("OTEL_PG_EXPORTER_TEST_PG", "embedded")
+    if chosen == "system":
         return debian_binaries()[0]
-    return find_binaries()
+    return find_binaries() if chosen == "embedded" else Path(chosen)
 
 
 @pytest.fixture

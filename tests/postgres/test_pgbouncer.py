@@ -3,6 +3,7 @@
 import contextlib
 import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -17,6 +18,7 @@ from otel_pg_exporter.postgres.replay import Progress, Replay
 from otel_pg_exporter.postgres.verify import Verification
 from tests.pgbouncer import PgBouncer
 from tests.postgres.samples import Connection, fetch, open_connection
+from tests.serving import run
 from tests.support import as_role
 from tests.workload import Database, database, logs, record, span, traces
 
@@ -80,6 +82,29 @@ def test_verify_and_dead_letters(dsn: str, pgbouncer: PgBouncer) -> None:
         with connect(operator) as connection:
             assert list(DeadLetters(connection, operator).newest_first(Selection())) == []
         opened.assert_traces_exact()
+
+
+@pytest.mark.parametrize(
+    ("role", "command"),
+    [
+        ("otel_writer", ["check"]),
+        ("otel_writer", ["migrate", "--check"]),
+        ("otel_writer", ["partitions", "enforce"]),
+        ("otel_reader", ["partitions", "list"]),
+        ("otel_reader", ["tail", "--once"]),
+        ("otel_reader", ["verify", "--since", "7d"]),
+        ("otel_reader", ["dead-letters", "list"]),
+        ("otel_operator", ["dead-letters", "replay", "--all"]),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, list) else each,
+)
+def test_the_commands(role: str, command: list[str], dsn: str, pgbouncer: PgBouncer, tmp_path: Path) -> None:
+    variables = {
+        "OTEL_PG_EXPORTER_DSN": pgbouncer.route(as_role(role, dsn)),
+        "OTEL_PG_EXPORTER_SPOOL_DIR": str(tmp_path / "spool"),
+    }
+    done = run(*command, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_options_in_the_dsn_are_refused_by_name(dsn: str, pgbouncer: PgBouncer) -> None:
