@@ -16,7 +16,12 @@ from tests.faults.test_process_kills import free_port
 from tests.serving import Serving, start_serving
 from tests.support import wait_until
 
-pytestmark = [pytest.mark.quickstart(language="collector"), pytest.mark.toolchain, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.quickstart(language="collector"),
+    pytest.mark.toolchain,
+    pytest.mark.xdist_group("collector"),
+    pytest.mark.timeout(900),
+]
 
 FOLDER = EXAMPLES / "collector"
 PROGRAM = FOLDER / "build" / "otelcol-quickstart"

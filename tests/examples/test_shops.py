@@ -48,7 +48,9 @@ def each_of(protocols: Mapping[str, Sequence[str]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         ("language", "protocol"),
         [
-            pytest.param(language, protocol, marks=pytest.mark.quickstart(language=language))
+            pytest.param(
+                language, protocol, marks=[pytest.mark.quickstart(language=language), pytest.mark.xdist_group(language)]
+            )
             for language in protocols
             for protocol in protocols[language]
         ],
