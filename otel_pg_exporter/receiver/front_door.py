@@ -124,6 +124,11 @@ class FrontDoor:
         """How many export calls are being read or wait for their commit."""
         return self._intake.gate.in_flight
 
+    @property
+    def alive(self) -> bool:
+        """Whether OTLP/HTTP's event loop runs, if it is served; of gRPC's own threads its health alone can tell."""
+        return self._http is None or self._http.alive
+
     def start(self) -> None:
         """Listen and serve. gRPC's health says NOT_SERVING until `set_serving(True)`.
 

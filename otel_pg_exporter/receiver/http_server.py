@@ -64,6 +64,11 @@ class HttpServer:
         self._thread.start()  # who connects before it is ready waits in the backlog
         return port
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread lives."""
+        return self._thread.is_alive()
+
     def part(self) -> None:
         """Let the next answer on each connection be its last, by `Connection: close`; go on to serve.
 

@@ -93,6 +93,11 @@ class OtlpHttpServer:
         """Listen and serve; return the port. Raises StartupError when the endpoint cannot be had."""
         return self._server.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its event loop runs."""
+        return self._server.alive
+
     def part(self) -> None:
         """Let clients go after one more answer each, and leave a shared port to the other processes; go on to serve."""
         self._server.part()

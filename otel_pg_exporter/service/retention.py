@@ -59,6 +59,11 @@ class RetentionRounds:
         return {} if at is None else {"retention": at}
 
     @property
+    def alive(self) -> bool:
+        """Whether its thread lives."""
+        return self._ticker.alive
+
+    @property
     def expired(self) -> Expired:
         """How much was removed so far."""
         status = self.status

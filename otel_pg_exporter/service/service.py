@@ -158,6 +158,7 @@ class Service:
             watching.metrics.observe(groups.JOBS, lambda: {**ticker.succeeded, **retention.succeeded})
             watching.metrics.observe(groups.RETENTION, lambda: retention.expired)
             watching.vitals.add("ticker", lambda: ticker.alive)
+            watching.vitals.add("retention", lambda: retention.alive)
             stack.callback(self._log_statistics)
             stack.callback(lambda: ticker.stop(remaining()))
             stack.callback(lambda: retention.stop(remaining()))
@@ -247,6 +248,7 @@ class Service:
         stack.callback(lambda: front_door.stop(remaining() * (1 - _RESERVED_SHARE)))
         front_door.start()
         self._endpoints = front_door.endpoints
+        self._watching.vitals.add("http-server", lambda: front_door.alive)
         self._watching.watch.follow(front_door.set_serving)
         stack.callback(self._watching.watch.drain)
 

@@ -152,6 +152,32 @@ def test_it_is_healthy_and_not_ready_while_it_starts() -> None:
     assert (condition.ready, condition.state, condition.reasons) == (False, "starting", ("it is starting",))
 
 
+def test_while_it_starts_it_is_healthy_and_not_ready_although_postgresql_does_not_answer(proxy: Proxy) -> None:
+    service = Service(settings(proxy.dsn))
+    proxy.stall()
+    failures: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            service.start()
+        except BaseException as exc:  # noqa: BLE001 - handed to the test
+            failures.append(exc)
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    try:
+        wait_until(lambda: service.metrics_endpoint is not None and service.metrics_endpoint.port)
+        assert ask(service, "/healthz").body == {"healthy": True, "state": "starting", "dead_threads": []}
+        answer = ask(service, "/readyz")
+        assert (answer.status, answer.body["state"], answer.body["reasons"]) == (503, "starting", ["it is starting"])
+        assert Scrape(service)("otel_pg_exporter_ready") == 0
+    finally:
+        proxy.flow()
+        starting.join(60)
+        service.stop()
+    assert failures == []
+
+
 def test_a_thread_that_has_ended_is_named() -> None:
     vitals = Vitals()
     thread = threading.Thread(target=lambda: None)
@@ -160,6 +186,14 @@ def test_a_thread_that_has_ended_is_named() -> None:
     vitals.add("writers", thread.is_alive)
     thread.join()
     assert vitals.dead == ["writers"]
+
+
+def test_it_is_not_healthy_once_a_thread_that_it_needs_has_ended(dsn: str) -> None:
+    with Service(settings(dsn)) as service:
+        assert ask(service, "/healthz").status == 200
+        service._retention.stop(10)  # type: ignore[union-attr] # it is started
+        answer = ask(service, "/healthz")
+        assert (answer.status, answer.body["dead_threads"]) == (503, ["retention"])
 
 
 class _House:
