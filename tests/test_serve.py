@@ -347,7 +347,7 @@ def test_without_a_spool_it_asks_senders_to_come_again_while_its_postgresql_is_a
     wait_until(lambda: _accepted(client, body))
     assert re.search(r"INFO +otel_pg_exporter.postgres.writer: PostgreSQL is back after [\d.]+ s\n", serving.stderr)
     assert client.export(TRACES, span_request()) == b""
-    assert serving.stderr.count("PostgreSQL is back") == serving.stderr.count("WARNING") == 1
+    assert serving.stderr.count("PostgreSQL is back") == serving.stderr.count("WARNING otel_pg_exporter.postgres") == 1
     assert count(own_server.dsn) == 3
     serving.send(signal.SIGTERM)
     assert serving.wait() == 0

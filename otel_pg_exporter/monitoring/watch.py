@@ -58,6 +58,7 @@ class Watch:
         self._lock = threading.Lock()
         self._condition = Condition(postgresql_since=clock())
         self._told: list[Callable[[bool], None]] = []
+        self._said = False  # that it does not answer
         self._last_silence = float("-inf")  # when PostgreSQL last did not answer a look
 
     def begin(self, availability: Availability, probe: Callable[[], None], spool: Spool | None) -> None:
@@ -125,18 +126,22 @@ class Watch:
     def _answers(self) -> bool | None:
         """Tell whether PostgreSQL answers; None when that cannot be known, as before."""
         heard = self._availability.committed_at
-        lately = self._clock() - heard < _RECENT
-        if lately and all(self._availability.failed_at(signal) < heard for signal in Signal):
+        failed = any(self._availability.failed_at(signal) > heard for signal in Signal)
+        if self._clock() - heard < _RECENT and not failed:
             return True
         try:
             self._probe()
         except OutageError as exc:
             self._last_silence = self._clock()
-            if self._condition.postgresql_up:
+            if self._condition.postgresql_up and not failed:  # else the writer says so
+                self._said = True
                 _logger.warning("no answer from PostgreSQL: %s", exc)
             return False
         except DatabaseUnavailableError:  # all connections are busy
             return self._condition.postgresql_up
+        if self._said:
+            self._said = False
+            _logger.info("PostgreSQL answers again")
         return True
 
     def _fails(self, signal: Signal, now: float) -> bool:
@@ -155,8 +160,6 @@ class Watch:
 
 
 def _log_change(old: Condition, new: Condition) -> None:
-    if new.postgresql_up and old.postgresql_up is False:
-        _logger.info("PostgreSQL answers again")
     if old.state != SERVING or new.ready is old.ready:
         return
     if new.ready:
