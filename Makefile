@@ -77,7 +77,7 @@ test-system: .venv/.dev
 # Ingest through a PgBouncer that pools by transaction.
 test-pgbouncer: .venv/.dev
 	OTEL_PG_EXPORTER_TEST_PGBOUNCER=1 $(PYTEST) tests/postgres/test_writer.py tests/postgres/test_pgbouncer.py tests/e2e \
-		tests/faults/test_pgbouncer.py
+		tests/faults/test_pgbouncer.py tests/sdk/test_exporters.py tests/sdk/test_outages.py tests/sdk/test_spool.py
 
 faults: .venv/.dev
 	OTEL_PG_EXPORTER_FAULT_ROUNDS=$(ROUNDS) $(PYTEST) tests/faults

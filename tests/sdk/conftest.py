@@ -113,7 +113,7 @@ def _bound(port: int) -> socket.socket:
 
 
 @pytest.fixture
-def proxy(dsn: str) -> Iterator[Proxy]:
-    proxy = Proxy(dsn)
+def proxy(writer_dsn: str) -> Iterator[Proxy]:
+    proxy = Proxy(writer_dsn)
     yield proxy
     proxy.close()

@@ -16,8 +16,8 @@ from tests.sdk.conftest import Query
 from tests.sdk.support import logger_provider, spans, tracer_provider
 
 
-def test_spans_of_a_real_provider_land_in_the_table(dsn: str, query: Query) -> None:
-    with tracer_provider(PostgresSpanExporter(dsn=dsn)) as provider:
+def test_spans_of_a_real_provider_land_in_the_table(writer_dsn: str, query: Query) -> None:
+    with tracer_provider(PostgresSpanExporter(dsn=writer_dsn)) as provider:
         tracer = provider.get_tracer("checkout", "1.2", attributes={"scope": True})
         with tracer.start_as_current_span("parent", attributes={"a": 1}) as parent:
             parent.add_event("paid", {"amount": 1.5})
@@ -41,8 +41,8 @@ def test_spans_of_a_real_provider_land_in_the_table(dsn: str, query: Query) -> N
     ]
 
 
-def test_kinds_and_status_are_otlps_numbers_and_the_sampled_flag_is_kept(dsn: str, query: Query) -> None:
-    with tracer_provider(PostgresSpanExporter(dsn=dsn)) as provider:
+def test_kinds_and_status_are_otlps_numbers_and_the_sampled_flag_is_kept(writer_dsn: str, query: Query) -> None:
+    with tracer_provider(PostgresSpanExporter(dsn=writer_dsn)) as provider:
         tracer = provider.get_tracer("test")
         for kind in SpanKind:
             tracer.start_span(kind.name, kind=kind).end()
@@ -64,9 +64,9 @@ def test_kinds_and_status_are_otlps_numbers_and_the_sampled_flag_is_kept(dsn: st
     assert query("SELECT DISTINCT flags & 1 FROM spans") == [(1,)]
 
 
-def test_a_remote_parent_and_a_link_show_in_the_flags(dsn: str, query: Query) -> None:
+def test_a_remote_parent_and_a_link_show_in_the_flags(writer_dsn: str, query: Query) -> None:
     remote = SpanContext(trace_id=7, span_id=8, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
-    with tracer_provider(PostgresSpanExporter(dsn=dsn)) as provider:
+    with tracer_provider(PostgresSpanExporter(dsn=writer_dsn)) as provider:
         context = trace.set_span_in_context(trace.NonRecordingSpan(remote))
         provider.get_tracer("test").start_span("x", context=context, links=[Link(remote, {"why": "batch"})]).end()
     [(flags, parent, links)] = query("SELECT flags, parent_span_id, links FROM spans")
@@ -75,8 +75,8 @@ def test_a_remote_parent_and_a_link_show_in_the_flags(dsn: str, query: Query) ->
     assert [(link["span_id"], link["attributes"]) for link in links] == [("0000000000000008", {"why": "batch"})]
 
 
-def test_genai_attributes_get_their_columns_and_add_up_in_the_trace(dsn: str, query: Query) -> None:
-    with tracer_provider(PostgresSpanExporter(dsn=dsn)) as provider:
+def test_genai_attributes_get_their_columns_and_add_up_in_the_trace(writer_dsn: str, query: Query) -> None:
+    with tracer_provider(PostgresSpanExporter(dsn=writer_dsn)) as provider:
         tracer = provider.get_tracer("genai")
         with tracer.start_as_current_span("agent"):
             for number in (1, 2):
@@ -95,8 +95,8 @@ def test_genai_attributes_get_their_columns_and_add_up_in_the_trace(dsn: str, qu
     assert query("SELECT gen_ai_input_tokens, gen_ai_output_tokens FROM traces") == [(300, 30)]
 
 
-def test_log_records_of_a_real_provider_land_in_the_table(dsn: str, query: Query) -> None:
-    with logger_provider(PostgresLogRecordExporter(dsn=dsn)) as provider:
+def test_log_records_of_a_real_provider_land_in_the_table(writer_dsn: str, query: Query) -> None:
+    with logger_provider(PostgresLogRecordExporter(dsn=writer_dsn)) as provider:
         logger = provider.get_logger("audit", "3")
         logger.emit(
             LogRecord(
@@ -129,11 +129,11 @@ def test_log_records_of_a_real_provider_land_in_the_table(dsn: str, query: Query
 
 
 @pytest.mark.filterwarnings("ignore:.*LoggingHandler.*:DeprecationWarning")
-def test_lines_of_the_logging_module_land_with_the_span_they_were_written_in(dsn: str, query: Query) -> None:
+def test_lines_of_the_logging_module_land_with_the_span_they_were_written_in(writer_dsn: str, query: Query) -> None:
     logger = logging.getLogger("shop.orders")
     with (
-        logger_provider(PostgresLogRecordExporter(dsn=dsn)) as logs,
-        tracer_provider(PostgresSpanExporter(dsn=dsn)) as traces,
+        logger_provider(PostgresLogRecordExporter(dsn=writer_dsn)) as logs,
+        tracer_provider(PostgresSpanExporter(dsn=writer_dsn)) as traces,
     ):
         handler = LoggingHandler(logger_provider=logs)
         logger.addHandler(handler)
@@ -147,8 +147,8 @@ def test_lines_of_the_logging_module_land_with_the_span_they_were_written_in(dsn
     ) == [("out of stock", "shop.orders", 1, "order")]
 
 
-def test_success_means_committed_and_is_said_of_an_empty_batch_too(dsn: str, query: Query) -> None:
-    exporter = PostgresSpanExporter(dsn=dsn)
+def test_success_means_committed_and_is_said_of_an_empty_batch_too(writer_dsn: str, query: Query) -> None:
+    exporter = PostgresSpanExporter(dsn=writer_dsn)
     assert exporter.export([]) is SpanExportResult.SUCCESS
     assert exporter.export(spans("a", "b")) is SpanExportResult.SUCCESS
     assert query("SELECT count(*) FROM spans") == [(2,)]
@@ -157,8 +157,8 @@ def test_success_means_committed_and_is_said_of_an_empty_batch_too(dsn: str, que
     exporter.shutdown()
 
 
-def test_spans_that_were_stored_before_are_a_success_that_stores_nothing(dsn: str, query: Query) -> None:
-    exporter = PostgresSpanExporter(dsn=dsn)
+def test_spans_that_were_stored_before_are_a_success_that_stores_nothing(writer_dsn: str, query: Query) -> None:
+    exporter = PostgresSpanExporter(dsn=writer_dsn)
     batch = spans("a")
     assert exporter.export(batch) is SpanExportResult.SUCCESS
     assert exporter.export(batch) is SpanExportResult.SUCCESS
@@ -168,9 +168,9 @@ def test_spans_that_were_stored_before_are_a_success_that_stores_nothing(dsn: st
 
 
 def test_a_refused_span_is_kept_in_dead_letters_and_warned_of_once(
-    dsn: str, query: Query, caplog: pytest.LogCaptureFixture
+    writer_dsn: str, query: Query, caplog: pytest.LogCaptureFixture
 ) -> None:
-    exporter = PostgresSpanExporter(dsn=dsn)
+    exporter = PostgresSpanExporter(dsn=writer_dsn)
     good, bad = spans("good", "bad")
     bad._context = SpanContext(trace_id=0, span_id=0, is_remote=False)
     with caplog.at_level(logging.WARNING, "otel_pg_exporter"):
@@ -196,24 +196,26 @@ class Unreadable(list[ReadableSpan]):
 
 
 def test_what_nobody_foresaw_is_a_failure_with_a_traceback_and_never_an_exception(
-    dsn: str, caplog: pytest.LogCaptureFixture
+    writer_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    exporter = PostgresSpanExporter(dsn=dsn)
+    exporter = PostgresSpanExporter(dsn=writer_dsn)
     assert exporter.export(Unreadable(spans("a"))) is SpanExportResult.FAILURE
     assert "1 spans could not be stored" in caplog.text
     assert "out of order" in caplog.text
     exporter.shutdown()
 
 
-def test_after_shutdown_an_export_fails_and_one_warning_says_why(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
-    exporter = PostgresSpanExporter(dsn=dsn)
+def test_after_shutdown_an_export_fails_and_one_warning_says_why(
+    writer_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter = PostgresSpanExporter(dsn=writer_dsn)
     exporter.shutdown()
     exporter.shutdown()
     for _ in range(3):
         assert exporter.export(spans("late")) is SpanExportResult.FAILURE
     [message] = [record.getMessage() for record in caplog.records]
     assert "shut down" in message
-    logs = PostgresLogRecordExporter(dsn=dsn)
+    logs = PostgresLogRecordExporter(dsn=writer_dsn)
     logs.shutdown(timeout_millis=10)
     assert logs.force_flush() is True
     assert logs.export([]) is LogRecordExportResult.SUCCESS

@@ -51,8 +51,8 @@ def give_up_after(exporter: Exporter, seconds: float) -> None:
 
 
 @pytest.fixture
-def proxy(dsn: str) -> Iterator[Proxy]:
-    with proxy_for(dsn) as proxy:
+def proxy(writer_dsn: str) -> Iterator[Proxy]:
+    with proxy_for(writer_dsn) as proxy:
         yield proxy
 
 
