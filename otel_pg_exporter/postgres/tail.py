@@ -134,7 +134,7 @@ class Tail:
     def __init__(
         self, settings: DatabaseSettings, chosen: Filter, *, after: dt.datetime, attributes: bool = False
     ) -> None:
-        """`after`: from when on, by the server's clock, the first look looks."""
+        """`after`: from when on the first look looks; if that is yet to come, from now on."""
         self._settings = replace(settings, synchronous_commit="server")
         self._filter = chosen
         self._after = after
@@ -152,6 +152,7 @@ class Tail:
         skipped = False
         with transaction(connection, settings, doing=_DOING):
             [(now,)] = connection.execute("SELECT now()").fetchall()
+            self._after = min(self._after, now)  # another machine's clock may be ahead
             for signal in self._filter.signals:
                 rows = self._rows(connection, signal, window, limit + len(self._seen) + 1)
                 new = [((oid, place), Item(signal=signal, **_fields(rest))) for oid, place, *rest in rows]

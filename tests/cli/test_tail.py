@@ -1,6 +1,7 @@
 """`tail`, as a process of its own, while telemetry is written."""
 
 import contextlib
+import datetime as dt
 import json
 import os
 import pty
@@ -290,3 +291,16 @@ def test_what_is_asked_wrongly_or_not_allowed_gets_a_line(dsn: str) -> None:
     away = run("tail", OTEL_PG_EXPORTER_DSN="postgresql://otel:s3cret@127.0.0.1:1/otel")
     assert away.returncode == 1
     assert "s3cret" not in away.stderr
+
+
+def test_a_clock_that_is_ahead_of_the_servers_keeps_nothing_back(
+    written: Database, reader: str, tmp_path: Path
+) -> None:
+    tomorrow = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
+    with following(tmp_path, reader, "--since", tomorrow.isoformat()) as tail:
+        wait_until(
+            lambda: written.rows("SELECT FROM pg_stat_activity WHERE usename = 'otel_reader' AND state = 'idle'"),
+            timeout=30,
+        )
+        written.writer.write([logs(said("now"))])
+        tail.wait_for("now")
