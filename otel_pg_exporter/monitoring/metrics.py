@@ -1,6 +1,7 @@
 """Our metrics in OpenTelemetry's SDK: one provider, which Prometheus reads and, if wanted, OTLP carries away."""
 
 import importlib.metadata
+import inspect
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, Literal, TypeVar
@@ -11,7 +12,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.resources import Resource
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import REGISTRY, CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
 from otel_pg_exporter.model import Signal
@@ -39,16 +40,16 @@ class Metrics:
         version = importlib.metadata.version(_NAME)
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        prometheus = PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)
-        self._provider = MeterProvider(
-            [prometheus, *readers],
+        self._readers = readers
+        provider = MeterProvider(
+            [_prometheus_reader(self._registry), *readers],
             resource=Resource(
                 {"service.name": _NAME, "service.version": version, "service.instance.id": str(uuid.uuid4())}
             ),
             exemplar_filter=AlwaysOffExemplarFilter(),  # nobody traces us
             shutdown_on_exit=False,
         )
-        self._meter = self._provider.get_meter(_NAME, version)
+        self._meter = provider.get_meter(_NAME, version)
         self._rpc = self._histogram(histograms.RPC_DURATION)
         self._http = self._histogram(histograms.HTTP_DURATION)
         self._rows = self._histogram(histograms.BATCH_ROWS)
@@ -98,8 +99,9 @@ class Metrics:
         return encode(self._registry), content_type
 
     def shut_down(self, timeout: float) -> None:
-        """Tell the readers a last time, within about `timeout` seconds."""
-        self._provider.shutdown(timeout_millis=timeout * 1000)
+        """Tell the readers a last time, each within about `timeout` seconds."""
+        for reader in self._readers:
+            reader.shutdown(timeout_millis=timeout * 1000)
 
     def _histogram(self, histogram: Histogram) -> metrics.Histogram:
         made = histogram.definition
@@ -117,6 +119,16 @@ class Metrics:
             Kind.GAUGE: self._meter.create_observable_gauge,
         }[made.kind]
         create(made.name, [callback], made.unit, made.description)
+
+
+def _prometheus_reader(registry: CollectorRegistry) -> MetricReader:
+    """Return a reader for a registry of its own; before version 0.64b0 it knew only the one that all share."""
+    if "registry" in inspect.signature(PrometheusMetricReader).parameters:
+        return PrometheusMetricReader(scope_info_enabled=False, registry=registry)
+    reader = PrometheusMetricReader()
+    REGISTRY.unregister(reader._collector)  # noqa: SLF001 - there is no other way
+    registry.register(reader._collector)  # noqa: SLF001
+    return reader
 
 
 _Callback = Callable[[CallbackOptions], Iterable[Observation]]
