@@ -1,9 +1,11 @@
 """What `/metrics` shows is what happened: as the tables have it, in one snapshot, and bounded."""
 
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -12,9 +14,12 @@ import pytest
 from otel_pg_exporter.model import Anomaly, Signal
 from otel_pg_exporter.monitoring.groups import GROUPS
 from otel_pg_exporter.monitoring.histograms import HISTOGRAMS
+from otel_pg_exporter.service import Service
 from tests.e2e.support import METHODS, Receiver, receiving
 from tests.monitoring.support import Scrape, ask
+from tests.receiver.certificates import Files
 from tests.receiver.support import LOGS, METRICS, TRACES
+from tests.test_service import settings
 from tests.workload import log_body, record, span, trace_body
 
 _ITEMS = "otel_pg_exporter_items_"
@@ -141,3 +146,11 @@ def test_what_prometheus_asks_for_is_what_it_gets_and_nothing_else_is_served(rec
     assert (head.status, head.text) == (200, "")
     assert ask(receiver.service, "/metrics", method="POST").status == 405
     assert ask(receiver.service, "/").status == 404
+
+
+def test_with_tls_the_certificates_end_is_shown(dsn: str, tmp_path: Path) -> None:
+    files = Files(folder=tmp_path)
+    files.write()
+    with Service(replace(settings(dsn), security=files.settings)) as service:
+        ends = Scrape(service)("otel_pg_exporter_tls_certificate_expiry_seconds")
+    assert ends > time.time()
