@@ -95,7 +95,7 @@ bench: .venv/.dev
 	.venv/bin/python benchmarks/ladder.py $(ARGS)
 
 # From OTLP to COMMIT, script by script; alone on the machine, or the figures are worth nothing.
-END_TO_END ?= floor cost latency memory dedup genai sdk growth
+END_TO_END ?= floor cost protocols latency memory dedup genai sdk growth
 bench-end-to-end: .venv/.dev
 	for each in $(END_TO_END); do .venv/bin/python benchmarks/$$each.py $(ARGS) || exit 1; done
 

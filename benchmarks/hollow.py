@@ -1,7 +1,7 @@
-"""A receiver that stores nothing: gRPC, transcoding, batching, merging and gathering as in `serve`, and no PostgreSQL.
+"""A receiver that stores nothing: protocols, transcoding, batching, merging, gathering as in `serve`, no PostgreSQL.
 
-What `serve` computes beyond this is what sending takes. Started as `python -m benchmarks.hollow`, it serves on a free
-port, which it prints, until its stdin ends.
+What `serve` computes beyond this is what sending takes. Started as `python -m benchmarks.hollow`, it serves on free
+ports, which it prints, until its stdin ends.
 """
 
 import contextlib
@@ -32,17 +32,17 @@ _SPARE_SHARE = 1 / 16  # as in `service`
 
 
 @contextlib.contextmanager
-def hollow(tables: Database) -> Iterator[Receiver]:
-    """Start it in a process of its own, and end it."""
+def hollow(tables: Database, protocol: str = "grpc") -> Iterator[Receiver]:
+    """Start it in a process of its own, and end it; what is sent to it is sent by that protocol."""
     command = [sys.executable, "-m", "benchmarks.hollow"]
     with subprocess.Popen(
         command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:  # whose stdin is closed at the end
         assert process.stdout is not None
-        endpoint = process.stdout.readline().strip()
-        if not endpoint:
+        endpoints = dict(zip(("grpc", "http"), process.stdout.readline().split(), strict=False))
+        if not endpoints:
             raise RuntimeError("the hollow receiver did not start; it said why on stderr")
-        yield Receiver(process, endpoint, tables)
+        yield Receiver(process, endpoints[protocol], tables)
 
 
 def main() -> None:
@@ -73,11 +73,11 @@ def main() -> None:
     )
     bound = settings.max_inflight_bytes
     budget = ByteBudget(bound, spare=int(bound * _SPARE_SHARE))
-    endpoints = ReceiverSettings(grpc_endpoint="127.0.0.1:0", http_endpoint="none")
+    endpoints = ReceiverSettings(grpc_endpoint="127.0.0.1:0", http_endpoint="127.0.0.1:0")
     server = FrontDoor(export, budget, endpoints, took=statistics.took)
     server.start()
     server.set_serving(True)
-    print(server.endpoints.grpc, flush=True)
+    print(server.endpoints.grpc, server.endpoints.http, flush=True)
     sys.stdin.read()
     server.stop(_STOP_TIMEOUT)
     batcher.shutdown(_STOP_TIMEOUT)

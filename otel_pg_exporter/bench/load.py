@@ -1,9 +1,11 @@
-"""The load generator: sends OTLP/gRPC from a process of its own, bounded in time and in requests in flight.
+"""The load generator: sends OTLP from a process of its own, bounded in time and in requests in flight.
 
 A `Load` goes in as JSON on stdin, a `Sent` comes out on stdout; `LoadProcess` is the other end of both. It never sets
 the pace unnoticed: `Sent.cpu_seconds` says how busy its one process was.
 """
 
+import gzip
+import http.client
 import json
 import math
 import os
@@ -13,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Self
@@ -28,6 +30,7 @@ _METHODS = {
     Signal.TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
     Signal.LOGS: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
 }
+_MEDIA_TYPE = "application/x-protobuf"
 _CALL_TIMEOUT = 30.0  # seconds
 _PAUSE = 0.05  # seconds before a sender that was refused goes on
 _START_TIMEOUT = 60.0  # seconds for the generator to make its requests
@@ -37,7 +40,8 @@ _START_TIMEOUT = 60.0  # seconds for the generator to make its requests
 class Load:
     """What is sent, how, and for how long."""
 
-    endpoint: str  # host:port of OTLP/gRPC
+    endpoint: str  # host:port
+    protocol: str = "grpc"  # or http
     signal: str = Signal.TRACES.value
     content: str = Content.MIXED.value
     items: int = 1_000  # a request
@@ -62,7 +66,7 @@ class Sent:
     resent: int  # of these, sent a second time
     items: int
     bytes: int  # of OTLP, before compression
-    failures: dict[str, int]  # status code to calls
+    failures: dict[str, int]  # status to calls
     rejected: int  # items, in calls that were acknowledged
     cpu_seconds: float  # of this process
     latencies: dict[str, float] = field(default_factory=dict)  # p50, p90, p99 and max to seconds
@@ -76,6 +80,10 @@ class Sent:
     def cpu_share(self) -> float:
         """How much of one core the generator took; near 1 it sets the pace itself."""
         return self.cpu_seconds / self.seconds
+
+
+_OK = "OK"
+_Export = Callable[[bytes], tuple[str, bytes]]  # a body to a status and an answer
 
 
 class LoadError(ExporterError):
@@ -182,7 +190,7 @@ class _Generator:
             grpc.insecure_channel(
                 load.endpoint, options=[("grpc.use_local_subchannel_pool", 1)], compression=compression
             )
-            for _ in range(load.channels)
+            for _ in range(load.channels if load.protocol == "grpc" else 0)
         ]
         self._lock = threading.Lock()
         self._latencies: list[float] = []
@@ -229,8 +237,7 @@ class _Generator:
 
     def _send(self, number: int) -> None:
         load, chance = self._load, random.Random(number)
-        channel = self._channels[number % load.channels]
-        export = channel.unary_unary(_METHODS[Signal(load.signal)], None, None)  # bytes, as they are
+        export = self._by_grpc(number) if load.protocol == "grpc" else self._by_http()
         while (due := self._pace.wait()) < self._until:
             template = chance.choice(self._templates)
             body = template.fresh(time.time_ns())
@@ -238,9 +245,38 @@ class _Generator:
             if again and (due := self._pace.wait()) < self._until:
                 self._call(export, template, body, due, again=True)
 
+    def _by_grpc(self, number: int) -> _Export:
+        channel = self._channels[number % self._load.channels]
+        call = channel.unary_unary(_METHODS[Signal(self._load.signal)], None, None)  # bytes, as they are
+
+        def export(body: bytes) -> tuple[str, bytes]:
+            try:
+                return _OK, call(body, timeout=_CALL_TIMEOUT)
+            except grpc.RpcError as exc:
+                return exc.code().name, b""
+
+        return export
+
+    def _by_http(self) -> _Export:
+        """Open a connection of the sender's own: there are as many of them as in flight."""
+        connection = http.client.HTTPConnection(self._load.endpoint, timeout=_CALL_TIMEOUT)
+        headers = {"content-type": _MEDIA_TYPE} | ({"content-encoding": "gzip"} if self._load.gzip else {})
+
+        def export(body: bytes) -> tuple[str, bytes]:
+            try:
+                content = gzip.compress(body, 6) if self._load.gzip else body
+                connection.request("POST", f"/v1/{self._load.signal}", content, headers)
+                answer = connection.getresponse()
+                return _OK if answer.status == http.HTTPStatus.OK else str(answer.status), answer.read()
+            except (OSError, http.client.HTTPException) as exc:
+                connection.close()  # the next request opens it again
+                return type(exc).__name__, b""
+
+        return export
+
     def _call(
         self,
-        export: "grpc.UnaryUnaryMultiCallable[bytes, bytes]",
+        export: _Export,
         template: Template,
         body: bytes,
         due: float,
@@ -248,24 +284,20 @@ class _Generator:
         again: bool = False,
     ) -> bool:
         """Send a request and note its answer, if that comes within the measured time; say whether it was OK."""
-        code, answer = "OK", b""
-        try:
-            answer = export(body, timeout=_CALL_TIMEOUT)
-        except grpc.RpcError as exc:
-            code = exc.code().name
+        status, answer = export(body)
         now = time.perf_counter()
         if self._from <= now < self._until:
             with self._lock:
-                if code == "OK":
+                if status == _OK:
                     self._latencies.append(now - due)
                     self._bytes += template.size
                     self._resent += again
                     self._rejected += bool(answer)  # all else is an empty message
                 else:
-                    self._failures[code] += 1
-        if code != "OK":
+                    self._failures[status] += 1
+        if status != _OK:
             time.sleep(_PAUSE)
-        return code == "OK"
+        return status == _OK
 
 
 def _percentiles(ordered: Sequence[float]) -> dict[str, float]:

@@ -1,13 +1,15 @@
 """How much memory a receiver takes when many senders post large bodies at once, while a small one is served beside.
 
     python -m tests.faults.memory                       all kinds of bodies, 24 senders, 60 MiB each
-    python -m tests.faults.memory spans "empty spans" --senders 6 --mebibytes 20
+    python -m tests.faults.memory "tiny spans" "empty spans" --senders 6 --mebibytes 20
+    python -m tests.faults.memory "spans of 1 KiB" --protocol "http json"
 
 Each kind meets a receiver of its own, in a process of its own, that has learned from small requests to expect small
 ones. Printed is the peak of its resident memory (VmHWM), and what the senders heard.
 """
 
 import argparse
+import functools
 import shutil
 import sys
 import tempfile
@@ -16,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +29,9 @@ from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.postgres.embedded import EmbeddedServer, find_binaries
 from otel_pg_exporter.postgres.migrate import migrate
 from otel_pg_exporter.transcode.protobuf_wire import delimited
-from tests.e2e.support import client_of
+from tests.e2e.support import PROTOCOLS, Protocol, sender_of
 from tests.frames import item_frame, resource_frame, scope_frame
-from tests.receiver.support import TRACES, refusal
+from tests.receiver.support import TRACES, Client, refusal
 from tests.serving import Serving, span_request, start_serving
 from tests.support import FAST
 from tests.workload import span
@@ -58,6 +61,8 @@ def _request(items: bytes, resource: bytes = b"", scope: bytes = b"") -> bytes:
 def _pair(text: bytes) -> bytes:
     return delimited(1, b"k") + delimited(2, delimited(1, text))
 
+
+Connect = Callable[[], AbstractContextManager[Client]]
 
 KINDS: dict[str, Callable[[int], bytes]] = {
     "a big string": lambda size: _request(item_frame(_one(1, attribute=size))),
@@ -99,30 +104,33 @@ class Figures:
     beside: list[float]  # seconds that each small export took meanwhile
 
 
-def measure(dsn: str, folder: Path, make: Callable[[int], bytes], *, senders: int, size: int) -> Figures:
+def measure(
+    dsn: str, folder: Path, make: Callable[[int], bytes], *, senders: int, size: int, protocol: Protocol = "grpc"
+) -> Figures:
     """Have a receiver of its own flooded."""
     body = make(size)
     with start_serving(folder) as start:
         serving = start("--dsn", dsn, "--spool-dir", folder / "spool")
-        with client_of(serving.address) as client:
+        connect = functools.partial(sender_of, serving.address, serving.http_address, protocol)
+        with connect() as client:
             for _ in range(_WARMING):
                 client.export(TRACES, span_request())
         done = threading.Event()
         together = threading.Barrier(senders)
         began = time.monotonic()
         with ThreadPoolExecutor(senders + 1) as threads:
-            small = threads.submit(_send_small, serving, done)
-            large = [threads.submit(_send_large, serving, body, number, together) for number in range(senders)]
+            small = threads.submit(_send_small, connect, done)
+            large = [threads.submit(_send_large, connect, body, number, together) for number in range(senders)]
             heard = Counter(each.result() for each in large)
             done.set()
             return Figures(peak=_peak(serving), heard=heard, seconds=time.monotonic() - began, beside=small.result())
 
 
-def _send_large(serving: Serving, body: bytes, number: int, together: threading.Barrier) -> str:
+def _send_large(connect: Connect, body: bytes, number: int, together: threading.Barrier) -> str:
     """Post one body until it is taken or refused for good; return the last answer."""
     body = body.replace(_TRACE, number.to_bytes(16, "big", signed=False)[:15] + bytes([number + 1]))
     body += b"\x78" + bytes([number])  # an unknown field: no two requests are the same
-    with client_of(serving.address) as client:
+    with connect() as client:
         together.wait()
         deadline = time.monotonic() + _PERSISTENCE
         pause = threading.Event()
@@ -138,9 +146,9 @@ def _send_large(serving: Serving, body: bytes, number: int, together: threading.
                 return "OK" if not answer else f"OK, but {answer[5:].decode(errors='replace')[:110]}"
 
 
-def _send_small(serving: Serving, done: threading.Event) -> list[float]:
+def _send_small(connect: Connect, done: threading.Event) -> list[float]:
     took = []
-    with client_of(serving.address) as client:
+    with connect() as client:
         while not done.wait(0.05):
             began = time.monotonic()
             while True:
@@ -170,6 +178,7 @@ def main() -> int:
     parser.add_argument("kinds", nargs="*", help=f"which bodies: {', '.join(KINDS)}")
     parser.add_argument("--senders", type=int, default=24)
     parser.add_argument("--mebibytes", type=int, default=60)
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="grpc")
     options = parser.parse_args()
     worst = 0
     for kind in options.kinds or KINDS:
@@ -177,7 +186,14 @@ def main() -> int:
         with EmbeddedServer(data, binaries=find_binaries(), settings=FAST) as server:
             dsn = server.url("postgres")
             migrate(DatabaseSettings(dsn=dsn), mapping.load())
-            figures = measure(dsn, folder, KINDS[kind], senders=options.senders, size=options.mebibytes * 2**20)
+            figures = measure(
+                dsn,
+                folder,
+                KINDS[kind],
+                senders=options.senders,
+                size=options.mebibytes * 2**20,
+                protocol=options.protocol,
+            )
         shutil.rmtree(data)
         shutil.rmtree(folder)
         worst = max(worst, figures.peak)
