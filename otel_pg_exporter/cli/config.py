@@ -18,7 +18,15 @@ from otel_pg_exporter.cli.arguments import (
     settings_with_origins,
 )
 from otel_pg_exporter.cli.output import PROGRAM, as_json, print_lines, printable, table
-from otel_pg_exporter.config import ServeSettings, Setting, settings_of, values_of
+from otel_pg_exporter.config import (
+    SERVER_PREFIX,
+    CoreSettings,
+    ServeSettings,
+    Setting,
+    load_with_origins,
+    settings_of,
+    values_of,
+)
 
 _WIDTH = 100
 
@@ -80,14 +88,17 @@ def add_to(commands: Commands) -> None:
 
 def _show(options: argparse.Namespace) -> int:
     settings, origins = settings_with_origins(options)
-    values = values_of(settings)
+    core, cores_origin = load_with_origins(CoreSettings, prefix=SERVER_PREFIX)
+    origins |= cores_origin
+    values = values_of(settings) | values_of(core)
+    classes = (ServeSettings,) if options.toml else (ServeSettings, CoreSettings)  # which the file can't set
     shown = [
         _Effective(
             setting=each,
             value=_without_secrets(each, values[each.name], leave_out=options.toml),
             origin=origins.get(each.name, ""),
         )
-        for each in settings_of(ServeSettings)
+        for each in itertools.chain.from_iterable(map(settings_of, classes))
         if each.name in origins or not options.changed
     ]
     if options.toml:

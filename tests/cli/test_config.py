@@ -38,7 +38,9 @@ def test_each_setting_is_shown_with_the_flag_the_variable_or_the_key_that_it_cam
     assert settings["linger"] == {"value": 0.05, "from": f"{file}: linger"}
     assert settings["cors_origins"] == {"value": ["https://a.example"], "from": f"{file}: cors_origins"}
     assert settings["writers"] == {"value": 0, "from": "default"}
-    assert list(settings) == [each.name for each in settings_of(ServeSettings)]
+    assert list(settings) == [each.name for each in settings_of(ServeSettings)] + ["core"]
+    core = shown(OTEL_PG_EXPORTER_CORE="python")["core"]
+    assert core == {"value": "python", "from": "OTEL_PG_EXPORTER_CORE"}
 
 
 def test_the_table_stands_in_the_groups_of_the_settings() -> None:
