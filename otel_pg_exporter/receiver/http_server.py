@@ -4,6 +4,7 @@ uvicorn leaves signals alone outside the main thread, so `serve` goes on to own 
 """
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import sys
@@ -76,7 +77,9 @@ class HttpServer:
         """
         self._state.parting = True
         for connection in self._state.open:
-            connection.let_go()
+            # In the loop's thread: between an answer's last byte and its end, it would cut off who was told to stay.
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                connection.loop.call_soon_threadsafe(connection.let_go)
 
     def stop(self, grace: float) -> None:
         """Stop: take no connection, close idle ones, finish what is in flight within `grace` seconds, cut the rest.
