@@ -49,24 +49,24 @@ class Condition:
 class Watch:
     """Looks now and then whether exports would succeed, and tells who wants to know.
 
-    `condition` never waits. `_lock` guards what is told to whom; only one thread looks.
+    `condition` never waits. `_looking` is held by who looks; `_lock` guards what was found and what is told of it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Know nothing yet; `begin` says where to look."""
         self._clock = clock
+        self._looking = threading.Lock()
         self._lock = threading.Lock()
         self._condition = Condition(postgresql_since=clock())
-        self._told: list[Callable[[bool], None]] = []
+        self._tell: Callable[[bool], None] | None = None  # once the front door is open
         self._said = False  # that it does not answer
         self._last_silence = float("-inf")  # when PostgreSQL last did not answer a look
 
     def begin(self, availability: Availability, probe: Callable[[], None], spool: Spool | None) -> None:
-        """Look from now on at these; `probe` raises DatabaseUnavailableError when PostgreSQL does not answer."""
+        """Look at these; `probe` raises DatabaseUnavailableError when PostgreSQL does not answer."""
         self._availability = availability
         self._probe = probe
         self._spool = spool
-        self.look()
 
     @property
     def condition(self) -> Condition:
@@ -78,11 +78,10 @@ class Watch:
         """What is to be run beside, in a thread that nothing else delays."""
         return Job(name="readiness", interval=_INTERVAL, run=self.look)
 
-    def follow(self, tell: Callable[[bool], None]) -> None:
-        """Tell whether it is ready, now and at each change."""
-        with self._lock:
-            self._told.append(tell)
-            tell(self._condition.ready)
+    def open(self, tell: Callable[[bool], None]) -> None:
+        """Be ready from now on whenever exports would be acknowledged, for the front door is open; `tell` of changes."""
+        self._tell = tell
+        self.look()
 
     def drain(self) -> None:
         """Be not ready for good: a stop has begun."""
@@ -91,7 +90,8 @@ class Watch:
 
     def look(self) -> None:
         """Find out how things are."""
-        found = self._found()
+        with self._looking:
+            found = self._found()
         with self._lock:
             if self._condition.state == STOPPING:
                 return
@@ -101,22 +101,22 @@ class Watch:
     def _show(self, condition: Condition) -> None:
         changed = condition.ready is not self._condition.ready
         self._condition = condition
-        for tell in self._told if changed else ():
-            tell(condition.ready)
+        if changed and self._tell is not None:
+            self._tell(condition.ready)
 
     def _found(self) -> Condition:
         up = self._answers()
         old, now = self._condition, self._clock()
         failing = [signal for signal in Signal if self._fails(signal, now)]
         spool_takes = self._spool is not None and self._spool.takes
-        reasons: list[str] = []
+        reasons = ["it is starting"] if self._tell is None else []
         if (failing or not up) and not spool_takes:
             items = " and ".join(signal.items for signal in failing)
             reasons.append(f"PostgreSQL does not take {items}" if up else "PostgreSQL does not answer")
             reasons.append("there is no spool" if self._spool is None else "the spool is full, or its disk fails")
         return Condition(
             ready=not reasons,
-            state=SERVING,
+            state=STARTING if self._tell is None else SERVING,
             reasons=tuple(reasons),
             postgresql_up=up,
             postgresql_since=old.postgresql_since if up is old.postgresql_up else now,

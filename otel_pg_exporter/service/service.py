@@ -249,7 +249,7 @@ class Service:
         front_door.start()
         self._endpoints = front_door.endpoints
         self._watching.vitals.add("http-server", lambda: front_door.alive)
-        self._watching.watch.follow(front_door.set_serving)
+        self._watching.watch.open(front_door.set_serving)
         stack.callback(self._watching.watch.drain)
 
     # How it stops.

@@ -206,6 +206,8 @@ class _House:
         self.availability = Availability(clock=lambda: self.now)
         self.watch = Watch(clock=lambda: self.now)
         self.watch.begin(self.availability, self._probe, None)
+        self.told: list[bool] = []
+        self.watch.open(self.told.append)
 
     def _probe(self) -> None:
         self.looks += 1
@@ -252,10 +254,18 @@ def test_a_failed_attempt_counts_for_half_a_minute_and_not_after_an_outage_that_
     assert house.ready_after(1)
 
 
-def test_followers_are_told_at_once_and_at_each_change() -> None:
+def test_it_is_not_ready_before_the_front_door_is_open() -> None:
+    watch = Watch()
+    watch.begin(Availability(), lambda: None, None)
+    watch.look()
+    assert (watch.condition.state, watch.condition.ready) == ("starting", False)
+    assert watch.condition.postgresql_up
+    watch.open(lambda _ready: None)
+    assert (watch.condition.state, watch.condition.ready) == ("serving", True)
+
+
+def test_readiness_is_told_at_once_and_at_each_change() -> None:
     house = _House()
-    told: list[bool] = []
-    house.watch.follow(told.append)
     house.away = True
     house.ready_after(1)
     house.ready_after(1)
@@ -263,5 +273,5 @@ def test_followers_are_told_at_once_and_at_each_change() -> None:
     house.ready_after(1)
     house.watch.drain()
     house.ready_after(1)
-    assert told == [True, False, True, False]
+    assert house.told == [True, False, True, False]
     assert not house.watch.condition.ready
