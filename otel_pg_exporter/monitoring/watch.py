@@ -79,7 +79,7 @@ class Watch:
         return Job(name="readiness", interval=_INTERVAL, run=self.look)
 
     def open(self, tell: Callable[[bool], None]) -> None:
-        """Be ready from now on whenever exports would be acknowledged, for the front door is open; `tell` of changes."""
+        """Be ready from now on whenever exports would be acknowledged: the door is open. `tell` of each change."""
         self._tell = tell
         self.look()
 
