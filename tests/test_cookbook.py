@@ -16,7 +16,8 @@ from psycopg.rows import dict_row
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from tests import sample
 
-COOKBOOK = Path(__file__).parents[1] / "docs" / "how-to" / "cookbook.md"
+ROOT = Path(__file__).parents[1]
+COOKBOOK = ROOT / "docs" / "how-to" / "cookbook.md"
 DAYS = 40  # of partitions in the past; no query looks back as far
 
 Row = dict[str, Any]
@@ -221,3 +222,13 @@ def test_ingest_tells_on_itself(kitchen: Kitchen) -> None:
     assert [row["items"] for row in kitchen.answer("What was refused, and why?")] == [1]
     assert [row["anomalies"] for row in kitchen.answer("What was repaired on the way in?")] == [["text_repaired"]]
     assert [row["operation"] for row in kitchen.answer("What lies outside the daily partitions?")] == ["at the epoch"]
+
+
+def test_the_readme_shows_what_its_queries_return(kitchen: Kitchen) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Then ask")[2].partition("\n## ")[0]
+    shown = re.findall(r"^(SELECT .*?);\n\n([^\n]+)\n", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(shown) == 2
+    for statement, header in shown:
+        rows = kitchen.run(statement)
+        assert rows
+        assert list(rows[0]) == [name.strip() for name in header.split("|")]
