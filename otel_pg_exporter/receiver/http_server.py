@@ -50,8 +50,7 @@ class HttpServer:
         self._endpoint = endpoint
         self._setting = setting
         self._reuse_port = reuse_port
-        self._state = _State(idle_timeout, leaves_port=reuse_port)
-        self._server = _Server(_config(app, tls), self._state)
+        self._server = _Server(_config(app, tls), _State(idle_timeout, leaves_port=reuse_port))
         self._thread = threading.Thread(target=self._run, name="http-server", daemon=True)
         self._listeners: list[socket.socket] = []
 
@@ -75,11 +74,7 @@ class HttpServer:
 
         A shared port is left to the other processes.
         """
-        self._state.parting = True
-        for connection in self._state.open:
-            # In the loop's thread: between an answer's last byte and its end, it would cut off who was told to stay.
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                connection.loop.call_soon_threadsafe(connection.let_go)
+        self._server.part()
 
     def stop(self, grace: float) -> None:
         """Stop: take no connection, close idle ones, finish what is in flight within `grace` seconds, cut the rest.
@@ -103,24 +98,37 @@ class _State(ServerState):
         super().__init__()
         self.idle_timeout = idle_timeout
         self.leaves_port = leaves_port  # once parting
-        self.parting = False  # set by another thread
+        self.parting = False  # set by another thread; each connection asks when headers have come
 
     @property
     def open(self) -> list["_Connection"]:
         """The connections that there are."""
-        return [each for each in list(self.connections) if isinstance(each, _Connection)]
+        return [each for each in self.connections if isinstance(each, _Connection)]
 
 
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, state: _State) -> None:
         super().__init__(config)
         self.server_state: _State = state
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def on_tick(self, counter: int) -> bool:
-        if self.server_state.parting and self.server_state.leaves_port:
-            for listener in self.servers:
-                listener.close()
-        return await super().on_tick(counter)
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def part(self) -> None:
+        """Do what `HttpServer.part` says; for any thread."""
+        self.server_state.parting = True
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                # Elsewhere than in its thread, it would cut off who was told to stay.
+                self._loop.call_soon_threadsafe(self._part)
+
+    def _part(self) -> None:
+        for listener in self.servers if self.server_state.leaves_port else ():
+            listener.close()
+        for connection in self.server_state.open:
+            connection.let_go()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -184,8 +192,8 @@ class _Connection(HttpToolsProtocol):
             self.let_go()
 
     def let_go(self) -> None:
-        """Let the answer to the last request that came be the connection's last."""
-        if self.cycle is not None:
+        """Let the answer to the last request that came be the connection's last, if it can still be told so."""
+        if self.cycle is not None and not self.cycle.response_started:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:

@@ -13,9 +13,9 @@ settings.register_profile("fuzz", max_examples=10_000, deadline=None)
 
 
 @pytest.fixture(scope="session")
-def fuzzed_receiver(server: EmbeddedServer, migrated: str) -> Iterator[Receiver]:
-    """Return a receiver with a database that nobody else writes to."""
+def fuzzed_receivers(server: EmbeddedServer, migrated: str) -> Iterator[dict[str, Receiver]]:
+    """Return a receiver with a database that nobody else writes to, by the protocol that its client speaks."""
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE fuzzed TEMPLATE {migrated}".encode())
-    with receiving(server.url("fuzzed")) as running:
-        yield running
+    with receiving(server.url("fuzzed")) as running, running.speaking("http") as by_http:
+        yield {"grpc": running, "http": by_http}

@@ -17,11 +17,15 @@ _FINAL = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 @_settings
-@given(sent=st.sampled_from(list(Signal)).flatmap(lambda signal: st.tuples(st.just(signal), bodies(signal))))
+@given(
+    sent=st.sampled_from(list(Signal)).flatmap(lambda signal: st.tuples(st.just(signal), bodies(signal))),
+    protocol=st.sampled_from(["grpc", "http"]),
+)
 def test_whatever_comes_is_stored_or_refused_with_a_reason(
-    fuzzed_receiver: Receiver, sent: tuple[Signal, bytes]
+    fuzzed_receivers: dict[str, Receiver], sent: tuple[Signal, bytes], protocol: str
 ) -> None:
     signal, body = sent
+    fuzzed_receiver = fuzzed_receivers[protocol]
     database, service = fuzzed_receiver.database, fuzzed_receiver.service
     before, rows_before = service.counts(), database.count(signal.table)
     try:
