@@ -270,6 +270,20 @@ def test_a_malformed_dsn_is_not_repeated_wherever_it_stands(tmp_path: Path, dsn:
     canaries.assert_kept(*said)
 
 
+def test_a_dsn_in_the_place_of_another_setting_is_not_repeated(canaries: Canaries) -> None:
+    secret = canaries.plant("the DSN's password")
+    said = []
+    for dsn in (f"postgresql://otel:{secret}@db.example/x", f"otel:{secret}@db.example", f"password={secret}"):
+        for ended in (
+            run("config", "show", OTEL_PG_EXPORTER_WRITERS=dsn),
+            run("config", "show", OTEL_PG_EXPORTER_SELF_METRICS_ENDPOINT=dsn),
+            run("tail", f"--connect-timeout={dsn}"),
+        ):
+            assert (ended.stdout + ended.stderr).strip()
+            said += [ended.stdout, ended.stderr]
+    canaries.assert_kept(*said)
+
+
 def test_a_settings_file_with_a_slip_in_it_is_not_repeated(tmp_path: Path, canaries: Canaries) -> None:
     secret = canaries.plant("the DSN's password")
     said = []

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import re
 import sys
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from otel_pg_exporter.config import (
     ServeSettings,
     Setting,
     did_you_mean,
+    redacted,
     settings_of,
 )
 from otel_pg_exporter.errors import ConfigurationError
@@ -77,11 +77,6 @@ class Parser(argparse.ArgumentParser):
         """Exit with 2 and one line."""
         print(f"{self.prog}: {redacted(message)}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
-
-
-def redacted(text: str) -> str:
-    """Hide what may be a password in a DSN that came where none belongs."""
-    return re.sub(r"(password\s*=\s*)\S+", r"\1***", re.sub(r"://\S*@", "://***@", text), flags=re.IGNORECASE)
 
 
 def parsers_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

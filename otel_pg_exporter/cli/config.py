@@ -14,7 +14,6 @@ from otel_pg_exporter.cli.arguments import (
     add_command,
     add_group,
     add_settings,
-    redacted,
     settings_with_origins,
 )
 from otel_pg_exporter.cli.output import PROGRAM, as_json, print_lines, printable, table
@@ -24,6 +23,7 @@ from otel_pg_exporter.config import (
     ServeSettings,
     Setting,
     load_with_origins,
+    redacted,
     settings_of,
     values_of,
 )

@@ -102,7 +102,7 @@ class Setting:
         try:
             parsed = _parse(self.kind, value, size=self.size)
         except ValueError as exc:
-            raise ConfigurationError(f"{where}: {exc}") from None
+            raise ConfigurationError(f"{where}: {redacted(str(exc))}") from None
         if self.minimum is not None and isinstance(parsed, int | float) and parsed < self.minimum:
             raise ConfigurationError(f"{where}: {value!r} is below the least value, {self.minimum:,.12g}")
         if self.maximum is not None and isinstance(parsed, int | float) and parsed > self.maximum:
@@ -222,6 +222,13 @@ def did_you_mean(word: str, known: Iterable[str], *, prefix: str = "") -> str:
     names = [each.removeprefix(prefix) for each in known]
     close = difflib.get_close_matches(word.removeprefix(prefix), names, n=1)
     return f", did you mean {prefix}{close[0]}?" if close else ""
+
+
+def redacted(text: str) -> str:
+    """Hide what may be a password in a DSN or URL that came where none belongs."""
+    text = re.sub(r"://\S*@", "://***@", text)
+    text = re.sub(r"\w+:[^\s/]\S*@", "***@", text)  # of a URL that lacks its scheme
+    return re.sub(r"(password\s*=\s*)\S+", r"\1***", text, flags=re.IGNORECASE)
 
 
 def build(cls: type[T], values: Mapping[str, object]) -> T:
