@@ -3,30 +3,36 @@
 -- than the policy says. Each call does a bounded piece of work; otel_pg_exporter/postgres/retention.py calls them.
 
 CREATE FUNCTION daily_partitions(parent regclass)
-    RETURNS TABLE (relation regclass, name text, first_time timestamptz, after_time timestamptz)
+    RETURNS TABLE (relation regclass, name text, first_time timestamptz, after_time timestamptz, ours boolean)
     LANGUAGE sql STABLE
     SET search_path = :schema, pg_temp
     SET timezone = 'UTC' -- bounds are read as text
     SET datestyle = 'ISO'
 AS $body$
-    SELECT c.oid::regclass, c.relname::text,
-        CASE bound[1] WHEN 'MINVALUE' THEN '-infinity' ELSE trim(bound[1], '''')::timestamptz END,
-        CASE bound[2] WHEN 'MAXVALUE' THEN 'infinity' ELSE trim(bound[2], '''')::timestamptz END
+    SELECT c.oid::regclass, c.relname::text, b.first_time, b.after_time,
+        (c.relkind = 'r' AND c.relnamespace = its.relnamespace
+            AND c.relname = its.relname || to_char(b.first_time, '"_p"YYYYMMDD')) IS TRUE
     FROM pg_inherits AS i
+    JOIN pg_class AS its ON its.oid = i.inhparent
     JOIN pg_class AS c ON c.oid = i.inhrelid
     CROSS JOIN regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM [(](.+)[)] TO [(](.+)[)]') AS bound
-    WHERE i.inhparent = parent
+    CROSS JOIN LATERAL (
+        SELECT CASE bound[1] WHEN 'MINVALUE' THEN '-infinity' ELSE trim(bound[1], '''')::timestamptz END AS first_time,
+            CASE bound[2] WHEN 'MAXVALUE' THEN 'infinity' ELSE trim(bound[2], '''')::timestamptz END AS after_time
+    ) AS b
+    WHERE i.inhparent = parent AND bound IS NOT NULL
 $body$;
-COMMENT ON FUNCTION daily_partitions(regclass) IS 'The partitions of spans or logs but for DEFAULT, with their bounds.';
+COMMENT ON FUNCTION daily_partitions(regclass) IS
+    'The partitions of spans or logs but for DEFAULT, with their bounds, and whether ensure_partitions() made them: what '
+    'somebody has attached under another name, from another schema, or as a foreign table, is theirs.';
 
 CREATE FUNCTION expired_partition(parent text) RETURNS text
     LANGUAGE sql STABLE
     SET search_path = :schema, pg_temp
 AS $body$
     SELECT p.name
-    FROM daily_partitions(parent::regclass) AS p JOIN pg_class AS c ON c.oid = p.relation
-    -- What somebody has attached under another name, or as a foreign table, is theirs.
-    WHERE p.after_time <= expired_before(parent) AND p.name ~ (parent || '_p[0-9]{8}$') AND c.relkind = 'r'
+    FROM daily_partitions(parent::regclass) AS p
+    WHERE p.ours AND p.after_time <= expired_before(parent)
     ORDER BY p.after_time
     LIMIT 1
 $body$;

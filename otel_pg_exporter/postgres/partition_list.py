@@ -22,8 +22,7 @@ _LIST = sql.SQL("""
         pg_table_size(c.oid), pg_indexes_size(c.oid),
         CASE
             WHEN c.relname = t.parent || '_default' THEN 'default'
-            WHEN p.after_time <= {schema}.expired_before(t.parent) AND c.relkind = 'r'
-                AND c.relname ~ (t.parent || '_p[0-9]{{8}}$') THEN 'expired'
+            WHEN p.ours AND p.after_time <= {schema}.expired_before(t.parent) THEN 'expired'
             WHEN p.first_time > now() THEN 'ahead'
             WHEN p.after_time > now() THEN 'current'
             ELSE 'past'

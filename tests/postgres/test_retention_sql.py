@@ -338,10 +338,18 @@ def test_what_others_have_attached_is_theirs(connection: Connection) -> None:
     connection.execute(
         "CREATE TABLE archive PARTITION OF spans FOR VALUES FROM (MINVALUE) TO ('2001-01-01 00:00:00+00')"
     )
+    connection.execute("CREATE SCHEMA elsewhere")
+    theirs = ("archive_spans_p20010101", "spans_p20010201_old", "spans_p20010131", "elsewhere.spans_p20010401")
+    for month, table in enumerate(theirs, start=1):
+        connection.execute(
+            f"CREATE TABLE {table} PARTITION OF spans"
+            f" FOR VALUES FROM ('2001-{month:02}-01 00:00:00+00') TO ('2001-{month + 1:02}-01 00:00:00+00')".encode()
+        )
     keep(connection, "spans", "7 days")
     assert drop(connection) == [name(9)]
-    assert partitions(connection) == {"spans_default", "archive"}
+    assert partitions(connection) == {"spans_default", "archive", *(each.rpartition(".")[2] for each in theirs)}
     assert prune(connection, "traces") == 0
+    assert fetch(connection, "SELECT count(*), bool_or(ours) FROM daily_partitions('spans')") == [(5, False)]
 
 
 @pytest.mark.parametrize("interval", ["59 minutes", "-1 day", "0", "200 years"])
