@@ -5,6 +5,7 @@ uvicorn leaves signals alone outside the main thread, so `serve` goes on to own 
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
 import sys
@@ -13,15 +14,21 @@ from typing import Any
 
 import httptools
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from otel_pg_exporter.receiver.endpoint import Endpoint, listen
 
 # Seconds that a connection may take to bring the next request's headers, however it uses them: to be idle, to send
-# header by header, or to go on with a body that was refused. SDKs come back after 5 (spans, logs) and 60 (metrics).
+# header by header, or to go on with a body that was refused; and to read an answer. SDKs come back after 5 (spans,
+# logs) and 60 (metrics).
 _IDLE_TIMEOUT = 75.0
+
+# Requests that may follow one that is not answered yet. Each takes some 3 KB, were it 18 bytes long; no SDK sends any.
+_MOST_PIPELINED = 100
+
+_LOOK_INTERVAL = 0.1  # seconds between two looks at whether a stop has come to its end, as uvicorn's
 
 # Bytes that may come in a row and be neither a whole header block nor a piece of body; uvicorn reads on for ever.
 _LARGEST_HEAD = 2**16
@@ -130,39 +137,73 @@ class _Server(uvicorn.Server):
         for connection in self.server_state.open:
             connection.let_go()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
-        for connection in self.server_state.open:  # those whose time is up
+    async def _wait_tasks_to_complete(self) -> None:
+        """Wait until all is answered and closed, then cut what is not.
+
+        uvicorn's own goes on to wait for the listeners. Since Python 3.12 these wait for every connection, also for one
+        that is to be cut, or whose TLS handshake stalls.
+        """
+        state = self.server_state
+        while (state.connections or state.tasks) and not self.force_exit:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(_LOOK_INTERVAL)
+        for connection in state.open:
             connection.transport.abort()
         await asyncio.sleep(0)  # the loop, which ends now, tells them
 
 
 class _Connection(HttpToolsProtocol):
-    """A connection whose headers are bounded, in size and in the time that they take."""
+    """A connection whose headers are bounded, in size, number and the time that they take, and its answers in time."""
 
     server_state: _State
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - uvicorn's business
         super().__init__(*args, **kwargs)
         self._patience: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._unparsed = 0
         self._data = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's is narrower
         super().connection_made(transport)
+        transport.set_write_buffer_limits(1)  # so that what is not taken at once pauses; 0 would always, with TLS
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cease_to_wait()
+        self.resume_writing()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Wait only so long for the other side to read: a transport that is closed would wait for ever."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.server_state.idle_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def data_received(self, data: bytes) -> None:
         self._unparsed += len(data)
         self._data = data
         super().data_received(data)
+        self._data = b""
         if self._unparsed > _LARGEST_HEAD and not self.transport.is_closing():
-            self.transport.write(_TOO_LARGE_A_HEAD)
+            if not self._owes_answers:
+                self.transport.write(_TOO_LARGE_A_HEAD)
             self.transport.close()
+
+    @property
+    def _owes_answers(self) -> bool:
+        """Whether requests before the one that comes now wait for theirs, for which any other would be taken."""
+        return bool(self.pipeline) or not (self.cycle is None or self.cycle.response_complete or self.cycle.more_body)
+
+    def send_400_response(self, msg: str) -> None:
+        if self._owes_answers:
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
 
     def _should_upgrade(self) -> bool:
         return True  # so that uvicorn leaves the request to the next method
@@ -188,6 +229,8 @@ class _Connection(HttpToolsProtocol):
         self._unparsed = 0
         self._cease_to_wait()
         super().on_headers_complete()
+        if len(self.pipeline) > _MOST_PIPELINED:
+            raise httptools.HttpParserError(f"more than {_MOST_PIPELINED} requests wait for their answers")
         if self.server_state.parting:
             self.let_go()
 
@@ -214,9 +257,15 @@ class _Connection(HttpToolsProtocol):
             self._patience = None
 
 
+async def _serve(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    with contextlib.suppress(asyncio.CancelledError):  # by a stop: no fault, which uvicorn would log as one
+        await app(scope, receive, send)
+
+
 def _config(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
     return uvicorn.Config(
-        app,
+        functools.partial(_serve, app),
+        interface="asgi3",
         http=_Connection,
         ws="none",
         lifespan="off",

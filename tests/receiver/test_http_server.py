@@ -105,15 +105,7 @@ def test_a_body_that_goes_on_and_on_after_the_answer_is_cut_off(start: Start) ->
     port = start(idle_timeout=0.5)
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000000\r\n\r\n")
-
-        def refused() -> bool:
-            try:
-                connection.sendall(b"x" * 10_000)
-            except ConnectionError:
-                return True
-            return False
-
-        wait_until(refused, timeout=30)
+        wait_until(lambda: refused(connection), timeout=30)
 
 
 def test_headers_of_any_kind_that_never_end_are_cut_off(start: Start) -> None:
@@ -127,8 +119,41 @@ def test_headers_of_any_kind_that_never_end_are_cut_off(start: Start) -> None:
 
 def test_pipelined_requests_are_answered_in_their_order_and_the_connection_lives_on(start: Start) -> None:
     port = start()
-    answer = heard(port, GET * 500 + GET.replace(b"host: x", b"connection: close"))
-    assert answer.count(b"HTTP/1.1 200") == answer.count(b"hello") == 501
+    answer = heard(port, GET * 100 + GET.replace(b"host: x", b"connection: close"))
+    assert answer.count(b"HTTP/1.1 200") == answer.count(b"hello") == 101
+
+
+def test_requests_strung_together_without_end_are_cut_off(start: Start) -> None:
+    assert heard(start(), b"GET / HTTP/1.1\r\n\r\n" * 10_000).count(b"hello") < 200
+
+
+def test_nonsense_after_a_request_is_not_answered_in_its_place(start: Start) -> None:
+    async def patient(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    for nonsense in (b"\0", b"GET / HTTP/1.1\r\nx: " + b"x" * 1_000_000):
+        assert heard(start(patient), GET, nonsense) == b""
+
+
+def test_who_does_not_read_answers_is_cut_off(start: Start) -> None:
+    async def talkative(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1_000):
+            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+
+    with socket.create_connection(("127.0.0.1", start(talkative, idle_timeout=0.3)), timeout=30) as connection:
+        connection.sendall(GET)
+        wait_until(lambda: refused(connection), timeout=30)
+
+
+def refused(connection: socket.socket) -> bool:
+    """Send something; tell whether the connection is closed on the other side."""
+    try:
+        connection.sendall(b"x" * 10_000)
+    except ConnectionError:
+        return True
+    return False
 
 
 def test_nonsense_is_answered_with_400_and_logged_nowhere(start: Start, caplog: pytest.LogCaptureFixture) -> None:
@@ -167,7 +192,7 @@ def test_a_stop_closes_idle_connections_finishes_what_is_in_flight_and_then_refu
     server.stop(0)  # once more does no harm
 
 
-def test_a_stop_cuts_what_does_not_end_within_its_grace() -> None:
+def test_a_stop_cuts_what_does_not_end_within_its_grace(caplog: pytest.LogCaptureFixture) -> None:
     app = Gated()
     server = HttpServer(app, Endpoint(host="127.0.0.1", port=0), setting=SETTING)
     port = server.start()
@@ -177,6 +202,19 @@ def test_a_stop_cuts_what_does_not_end_within_its_grace() -> None:
         server.stop(0.1)
         with contextlib.suppress(ConnectionResetError):
             assert b"hello" not in busy.recv(65_536)
+    assert not caplog.records
+
+
+def test_a_stop_does_not_wait_for_a_handshake_that_stalls() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    server = HttpServer(hello, Endpoint(host="127.0.0.1", port=0), setting=SETTING, tls=context)
+    with socket.create_connection(("127.0.0.1", server.start()), timeout=30) as stalling:
+        stalling.sendall(b"\x16\x03\x01")
+        stopping = threading.Thread(target=server.stop, args=[0.1], daemon=True)
+        stopping.start()
+        stopping.join(30)
+        assert not stopping.is_alive()
 
 
 def test_once_parting_every_connection_gets_one_more_answer() -> None:
