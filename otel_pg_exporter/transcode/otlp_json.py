@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 
 from otel_pg_exporter.errors import TooLargeError, UndecodableError
 from otel_pg_exporter.model import Hold
-from otel_pg_exporter.transcode.json_fields import ConversionError, utf8, writer
+from otel_pg_exporter.transcode.json_fields import ConversionError, writer
 from otel_pg_exporter.transcode.limits import DECODING, Limits
 from otel_pg_exporter.transcode.protobuf_wire import delimited, note
 
@@ -30,12 +30,12 @@ _TOKENS = 4 * _LIMITS.fields
 _BRACKETS = 8_000_000
 _DEEPEST = 500  # brackets; the deepest that protobuf takes has 400, and the parser fails near 1,000
 
-_SPACE = re.compile(r"[ \t\r\n]*+")
-_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_WORD = re.compile(r"[^\s,:\[\]{}\"]++")
-_TO_BRACKET = re.compile(rf'[^"\[\]{{}}]*+(?:{_STRING.pattern}[^"\[\]{{}}]*+)*+[\[\]{{}}]', re.DOTALL)
-_TOKEN = re.compile(rf"{_STRING.pattern}|[\[\]{{}},]", re.DOTALL)
-_SEPARATORS = '"[]{},'  # at most as many tokens as these; more of these where they are in strings
+_SPACE = re.compile(rb"[ \t\r\n]*+")
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_WORD = re.compile(rb"[^\s,:\[\]{}\"]++")
+_TO_BRACKET = re.compile(rb'[^"\[\]{}]*+(?:%b[^"\[\]{}]*+)*+[\[\]{}]' % _STRING.pattern, re.DOTALL)
+_TOKEN = re.compile(rb"%b|[\[\]{},]" % _STRING.pattern, re.DOTALL)
+_SEPARATORS = (b'"', b"[", b"]", b"{", b"}", b",")  # at most as many tokens; more of these where they are in strings
 
 # Of a message that holds others: the number of the field that they are in, and of the one that it has itself.
 _RESOURCES, _CHILDREN, _OWN = 1, 2, 1
@@ -49,24 +49,22 @@ def to_protobuf(request: type[Message], body: bytes, hold: Hold, *, parts: int =
     Raises UndecodableError when not even its frame can be read, TooLargeError when it has more than so many items,
     scopes, resources, and fields of the latter, and what `hold` does.
     """
-    # Bytes that are no UTF-8 are carried on, so that they are repaired where protobuf's are.
-    text = body.decode(errors="surrogateescape")
-    hold(2 * len(body) + sys.getsizeof(text))
+    hold(3 * len(body))  # as text, as protobuf in pieces, and these as a whole
     resources: Any = request.DESCRIPTOR.fields_by_number[_RESOURCES]  # the stubs don't agree which class it has
-    return _Text(text, parts).request(resources)
+    return _Text(body, parts).request(resources)
 
 
 class _Value(NamedTuple):
     """The text of a value, and how deep its brackets nest."""
 
-    text: str
+    text: bytes
     depth: int
 
 
 class _Text:
-    """A text, and how far it was read."""
+    """A text, and how far it was read: in UTF-8, since one wide character makes all of CPython's text as wide."""
 
-    def __init__(self, text: str, parts: int) -> None:
+    def __init__(self, text: bytes, parts: int) -> None:
         self._text = text
         self._position = 0
         self._parts_limit = self._parts_left = parts
@@ -106,7 +104,7 @@ class _Text:
         try:
             content = _convert(descriptor, own, level)
         except ValueError as exc:
-            content = delimited(_OWN, note(f"OTLP/JSON: {exc}", utf8(own.text)))
+            content = delimited(_OWN, note(f"OTLP/JSON: {exc}", own.text))
         return content + b"".join(pieces)
 
     def _item(self, descriptor: Descriptor) -> bytes:
@@ -115,7 +113,7 @@ class _Text:
         try:
             content = _convert(descriptor, value, _ITEM_LEVEL)
         except ValueError as exc:
-            content = note(f"OTLP/JSON: {exc}", utf8(value.text))
+            content = note(f"OTLP/JSON: {exc}", value.text)
         return delimited(_CHILDREN, content)
 
     def _count(self) -> None:
@@ -130,26 +128,26 @@ class _Text:
 
     def _members(self) -> Iterator[str]:
         """Stand before the value of each member of the object that begins here, or of none if it is null."""
-        for _ in self._entries("{", "}"):
+        for _ in self._entries(b"{", b"}"):
             self._space()
             match = _STRING.match(self._text, self._position)
             if match is None:
                 raise self._broken("a string")
             self._position = match.end()
             try:
-                key: str = json.loads(match[0])
+                key: str = json.loads(_decoded(match[0]))
             except ValueError:
                 raise self._broken("a string before this") from None
-            self._expect(":")
+            self._expect(b":")
             self._count()
             yield key
 
     def _elements(self) -> Iterator[None]:
         """Stand before each element of the array that begins here, or of none if it is null."""
-        return self._entries("[", "]")
+        return self._entries(b"[", b"]")
 
-    def _entries(self, opening: str, closing: str) -> Iterator[None]:
-        if self._take("null"):
+    def _entries(self, opening: bytes, closing: bytes) -> Iterator[None]:
+        if self._take(b"null"):
             return
         self._expect(opening)
         if self._take(closing):
@@ -158,13 +156,13 @@ class _Text:
             yield
             if self._take(closing):
                 return
-            self._expect(",")
+            self._expect(b",")
 
     def _skip(self) -> _Value:
         """Return the value that stands here, whatever it is."""
         self._space()
         start = self._position
-        if self._text.startswith(("{", "["), start):
+        if self._text.startswith((b"{", b"["), start):
             return self._bracketed(start)
         match = _STRING.match(self._text, start) or _WORD.match(self._text, start)
         if match is None:
@@ -183,22 +181,22 @@ class _Text:
                 raise self._broken("a value that ends")
             position = match.end()
             brackets += 1
-            depth += 1 if text[position - 1] in "{[" else -1
+            depth += 1 if text[position - 1] in b"{[" else -1
             deepest = max(deepest, depth)
         self._brackets_left -= brackets
         self._position = position
         return _Value(text[start:position], deepest)
 
-    def _take(self, word: str) -> bool:
+    def _take(self, word: bytes) -> bool:
         self._space()
         if not self._text.startswith(word, self._position):
             return False
         self._position += len(word)
         return True
 
-    def _expect(self, word: str) -> None:
+    def _expect(self, word: bytes) -> None:
         if not self._take(word):
-            raise self._broken(word)
+            raise self._broken(word.decode())
 
     def _at_end(self) -> bool:
         self._space()
@@ -211,8 +209,7 @@ class _Text:
 
     def _broken(self, expected: str) -> UndecodableError:
         return UndecodableError(
-            f"the body of {len(self._text):,} characters is not OTLP/JSON: {expected} is expected at character "
-            f"{self._position:,}"
+            f"the body of {len(self._text):,} bytes is not OTLP/JSON: {expected} is expected at byte {self._position:,}"
         )
 
 
@@ -222,8 +219,8 @@ def _message_type(field: FieldDescriptor) -> Descriptor:
 
 
 def _object(members: dict[str, _Value]) -> _Value:
-    text = ",".join([f"{json.dumps(key)}:{value.text}" for key, value in members.items()])
-    return _Value(f"{{{text}}}", max((value.depth for value in members.values()), default=0))
+    text = b",".join([b"%b:%b" % (json.dumps(key).encode(), value.text) for key, value in members.items()])
+    return _Value(b"{%b}" % text, max((value.depth for value in members.values()), default=0))
 
 
 def _convert(descriptor: Descriptor, value: _Value, level: int) -> bytes:
@@ -234,5 +231,13 @@ def _convert(descriptor: Descriptor, value: _Value, level: int) -> bytes:
     if sum(map(text.count, _SEPARATORS)) > _TOKENS and sum(1 for _ in _TOKEN.finditer(text)) > _TOKENS:
         raise ConversionError(f"more than {_TOKENS:,} values, names and commas")
     with DECODING if len(text) > _LIMITS.piece_bytes else contextlib.nullcontext():
-        parsed = json.loads(text)
+        decoded = _decoded(text)
+        if (size := sys.getsizeof(decoded)) > _LIMITS.text_bytes:
+            raise ConversionError(f"its text takes {size:,} bytes; at most {_LIMITS.text_bytes:,} are allowed")
+        parsed = json.loads(decoded)
         return writer(descriptor).write({} if parsed is None else parsed, level)
+
+
+def _decoded(text: bytes) -> str:
+    # Bytes that are no UTF-8 are carried on, so that they are repaired where protobuf's are.
+    return text.decode(errors="surrogateescape")

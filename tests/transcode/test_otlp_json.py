@@ -142,6 +142,13 @@ def test_an_item_that_cannot_be_converted_is_refused_alone_with_the_reason_and_k
     assert item.encode() in batch.otlp(1)
 
 
+def test_an_item_whose_text_would_take_too_much_memory_is_refused_before_it_is_parsed() -> None:
+    wide = '{"x": "😀%s"}' % ("a" * 33 * 2**20)  # four bytes for each
+    batch = transcode(plan(Signal.TRACES), converted(around(f"{wide}, {span()}")), now_ns=NOW)
+    assert list(batch.items) == [1]
+    assert "bytes; at most 134,217,728 are allowed" in batch.rejected[0].reason
+
+
 def test_a_value_is_as_deep_as_protobuf_allows_and_a_deeper_one_costs_its_item_alone() -> None:
     def nested(levels: int) -> str:
         tree: dict[str, Any] = {"intValue": 7}
@@ -223,7 +230,7 @@ def test_text_that_is_no_unicode_is_repaired_and_marked(name: str | bytes) -> No
     ids=range(16),
 )
 def test_what_has_no_frame_is_undecodable(text: str) -> None:
-    with pytest.raises(UndecodableError, match=r"is not OTLP/JSON: .* is expected at character"):
+    with pytest.raises(UndecodableError, match=r"is not OTLP/JSON: .* is expected at byte"):
         converted(text)
 
 
