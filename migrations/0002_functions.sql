@@ -78,7 +78,7 @@ AS $body$
         ORDER BY bit
     )
 $body$;
-COMMENT ON FUNCTION anomaly_names(int4) IS 'The bits of a column anomalies in words; see docs/schema.md.';
+COMMENT ON FUNCTION anomaly_names(int4) IS 'The bits of a column anomalies in words; see docs/reference/schema.md.';
 
 -- Partitions ---------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,8 @@ _IDLE_TIMEOUT = 75.0
 # Requests that may follow one that is not answered yet. Each takes some 3 KB, were it 18 bytes long; no SDK sends any.
 _MOST_PIPELINED = 100
 
+_LAST_WAIT = 5.0  # seconds for the loop to end once all is cut
+
 _LOOK_INTERVAL = 0.1  # seconds between two looks at whether a stop has come to its end, as uvicorn's
 
 # Bytes that may come in a row and be neither a whole header block nor a piece of body; uvicorn reads on for ever.
@@ -92,7 +94,7 @@ class HttpServer:
         if self._thread.is_alive():
             self._thread.join(grace)
             self._server.force_exit = True
-            self._thread.join()
+            self._thread.join(_LAST_WAIT)  # a bug in there must not hold up the spool and PostgreSQL, which stop next
 
     def _run(self) -> None:
         self._server.run(sockets=self._listeners)
