@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from otel_pg_exporter.receiver.endpoint import Endpoint, listen
+from otel_pg_exporter.receiver.handshake import Listener
 
 # Seconds that a connection may take to bring the next request's headers, however it uses them: to be idle, to send
 # header by header, or to go on with a body that was refused; and to read an answer. SDKs come back after 5 (spans,
@@ -68,7 +69,8 @@ class HttpServer:
 
         Raises StartupError when the endpoint cannot be had.
         """
-        self._listeners = listen(self._endpoint, setting=self._setting, reuse_port=self._reuse_port)
+        bound = listen(self._endpoint, setting=self._setting, reuse_port=self._reuse_port)
+        self._listeners = [Listener(fileno=each.detach()) for each in bound]
         port: int = self._listeners[0].getsockname()[1]
         self._thread.start()  # who connects before it is ready waits in the backlog
         return port

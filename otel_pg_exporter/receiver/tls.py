@@ -16,6 +16,8 @@ from otel_pg_exporter.config import SecuritySettings
 from otel_pg_exporter.errors import ConfigurationError
 from otel_pg_exporter.pipeline.ticker import Job
 from otel_pg_exporter.receiver.files import LOOK_INTERVAL, FollowedFiles, warn_if_others_can_read
+from otel_pg_exporter.receiver.handshake import Handshake
+from otel_pg_exporter.telemetry import RateLimitedLogger
 
 _logger = logging.getLogger(__name__)
 
@@ -152,20 +154,26 @@ class _FollowingContext(ssl.SSLContext):
     """
 
     current: Callable[[], ssl.SSLContext]
+    notices: RateLimitedLogger
 
     def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:  # noqa: ANN401 - as its base, whatever that takes
-        return self.current().wrap_bio(*args, **kwargs)
+        begun = self.current().wrap_bio(*args, **kwargs)
+        if isinstance(begun, Handshake):
+            begun.notices = self.notices
+        return begun
 
 
 def _following(current: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
     context = _FollowingContext(ssl.PROTOCOL_TLS_SERVER)
     context.current = current
+    context.notices = RateLimitedLogger(_logger)
     return context
 
 
 def _context(cert: Path, key: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslobject_class = Handshake
     context.set_alpn_protocols(["http/1.1"])
 
     def refuse() -> NoReturn:  # without it, OpenSSL asks on the terminal

@@ -1,5 +1,6 @@
 """TLS on both front doors: what is served, what is refused, and certificates that change under way."""
 
+import contextlib
 import logging
 import shutil
 import socket
@@ -105,6 +106,37 @@ def test_a_client_without_tls_gets_nothing(open_door: Open, files: Files) -> Non
         except ConnectionResetError:
             heard = b""
     assert heard[:1] in {b"", b"\x15"}  # closed, or a TLS alert
+
+
+def test_a_handshake_that_fails_on_http_is_told_with_the_peer_and_what_the_sender_lacks(
+    serve: Serve, files: Files, mutual: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(security: Security, speak: Callable[[socket.socket], None]) -> str:
+        caplog.clear()
+        port = serve(Recorder(), security=security).http_port
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=30)) as connection:
+            speak(connection)
+            wait_until(lambda: "TLS handshake" in caplog.text)
+        (message,) = (record.getMessage() for record in caplog.records if "handshake with" in record.getMessage())
+        return message
+
+    def without_the_authority(connection: socket.socket) -> None:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            ssl.create_default_context().wrap_socket(connection, server_hostname="localhost")
+
+    def without_a_certificate(connection: socket.socket) -> None:
+        wrapped = client_context().wrap_socket(connection.dup(), server_hostname="localhost")
+        with closing(wrapped), contextlib.suppress(OSError):
+            wrapped.recv(1)
+
+    files.write()
+    mutual.write()
+    plain = told(security_of(files), lambda connection: connection.sendall(_POST))
+    assert plain == (
+        "TLS handshake with 127.0.0.1 failed: http request: it does without TLS; its endpoint must begin with https://"
+    )
+    assert "does not trust our certificate" in told(security_of(files), without_the_authority)
+    assert "--tls-client-ca" in told(security_of(mutual), without_a_certificate)
 
 
 def test_new_handshakes_get_a_new_certificate_and_old_connections_live_on(open_door: Open, files: Files) -> None:
