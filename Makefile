@@ -22,6 +22,8 @@ endif
 # The Python on the machine is used, never one that uv downloads; the lock file is taken as it is.
 SYNC = uv=$$(.ci/uv) && UV_PYTHON_DOWNLOADS=never "$$uv" sync --frozen --quiet --extra embedded
 NATIVE = $(wildcard native/Cargo.* native/src/*.rs native/src/*/*.rs)
+SAY = what=Updating; [ -e $@ ] || what='First run: installing'; \
+	echo "$$what what it needs in .venv, and building the native core where there is Rust; up to 2 minutes" >&2
 PYTEST = .venv/bin/pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 help:
@@ -130,9 +132,11 @@ clean:
 
 # What `run` needs, without the developers' tools; it takes nothing away that is there.
 .venv/.run: pyproject.toml uv.lock $(NATIVE)
-	$(SYNC) --no-dev --inexact
+	@$(SAY)
+	@$(SYNC) --no-dev --inexact
 	@touch $@
 
 .venv/.dev: pyproject.toml uv.lock $(NATIVE)
-	$(SYNC)
+	@$(SAY)
+	@$(SYNC)
 	@touch $@ .venv/.run
