@@ -163,6 +163,7 @@ class FrontDoor:
         if self._reuse_port:
             self._await_departure(min(self._handover_time, grace * _HANDOVER_SHARE))
         self._intake.gate.close()
+        self._intake.bodies.hurry()
         finished = self._intake.gate.wait_idle(max(0.0, deadline - time.monotonic()))
         for server in servers:
             server.stop(_FLUSH_TIMEOUT if finished else 0)

@@ -233,6 +233,7 @@ class _Connection(HttpToolsProtocol):
         self._unparsed = 0
         self._cease_to_wait()
         super().on_headers_complete()
+        self.headers = []  # for trailers, which uvicorn takes for headers: credentials among them
         if len(self.pipeline) > _MOST_PIPELINED:
             raise httptools.HttpParserError(f"more than {_MOST_PIPELINED} requests wait for their answers")
         if self.server_state.parting:

@@ -27,7 +27,7 @@ from otel_pg_exporter.errors import (
 )
 from otel_pg_exporter.model import Hold, Outcome, Signal
 from otel_pg_exporter.receiver.security import Security
-from tests.receiver.http1 import JSON, PROTOBUF
+from tests.receiver.http1 import JSON, PROTOBUF, RawConnection, head
 from tests.receiver.support import ConnectHttp, Recorder, Serve, in_background, settings
 from tests.support import wait_until
 
@@ -251,6 +251,10 @@ def test_credentials_are_asked_for_before_anything_else(
         assert reply.headers["www-authenticate"] == 'Bearer realm="OTLP"'
         assert client.post(TRACES, b"x").status == 401
     right = {"authorization": "Bearer a-token-that-is-long-enough"}
+    with RawConnection(running.http_port) as late:
+        trailer = f"authorization: {right['authorization']}"
+        late.send(head(TRACES, "transfer-encoding: chunked") + f"0\r\n{trailer}\r\n\r\n".encode())
+        assert late.reply().status == 401
     assert client.post(TRACES, b"x", headers=right).status == 200
     assert [body for _, body in recorder.calls] == [b"x"]
 

@@ -171,6 +171,18 @@ def test_a_stop_refuses_new_requests_finishes_those_in_flight_and_closes_connect
         RawConnection(running.http_port)
 
 
+def test_a_body_that_stalls_does_not_hold_a_stop_up_for_long(serve: Serve) -> None:
+    running = serve(Recorder(), body_timeout=600)
+    with RawConnection(running.http_port) as client:
+        client.send(head(TRACES, "content-length: 4") + b"sta")
+        wait_until(lambda: running.server.calls_in_flight == 1)
+        stopping = threading.Thread(target=running.server.stop, args=(600,), daemon=True)
+        stopping.start()
+        assert client.reply().status == 503
+        stopping.join(30)
+        assert not stopping.is_alive()
+
+
 def test_a_stop_cuts_what_outlives_the_grace_period(serve: Serve) -> None:
     blocker = Blocker()
     running = serve(blocker)
