@@ -35,9 +35,11 @@ _DESCRIPTION = f"""\
 Show spans and log records as they are stored, a line each: time (UTC), level, service, the beginning of the trace id,
 duration, and the name or the text. A role that may read the tables suffices.
 
-PostgreSQL is asked every --interval seconds, and less often where that takes it long. At most {_MOST_SHOWN} items are
-shown at a time; where there are more, that is said, and a filter helps. Items that began more than an hour before they
-were stored are not looked for, and on a very busy server that time is cut. Filters must all hold.
+First come the last items that there are, by their own times, however old; where to find them takes seconds, it is said
+how far back was looked. Then PostgreSQL is asked every --interval seconds what was stored meanwhile, and less often
+where that takes it long. At most {_MOST_SHOWN} items are shown at a time; where there are more, that is said, and a
+filter helps. Items that began more than an hour before they were stored are not looked for then, nor with --since, and
+on a very busy server that time is cut. Filters must all hold.
 
 MOMENT is {SPELLING}.
 """
@@ -85,9 +87,14 @@ def add_to(commands: Commands) -> None:
         help="with this attribute, its own or its resource's; may be repeated",
     )
     parser.add_argument(
-        "--since", type=moment, metavar="MOMENT", help=f"what was stored since; default: the last {_FIRST_SHOWN}"
+        "--since", type=moment, metavar="MOMENT", help="what was stored since; default: the last, see -n"
     )
-    parser.add_argument("-n", type=positive, metavar="N", help="of what was there before, the last N at most")
+    parser.add_argument(
+        "-n",
+        type=positive,
+        metavar="N",
+        help=f"of what was there before, the last N; default: {_FIRST_SHOWN}, with --since {_MOST_SHOWN}",
+    )
     parser.add_argument("--once", action="store_true", help="show what is there, and end")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each, with its attributes")
     parser.add_argument(
@@ -116,11 +123,9 @@ def _run(options: argparse.Namespace) -> int:
     from otel_pg_exporter.cli.tail_lines import Lines
     from otel_pg_exporter.postgres.tail import Tail
 
-    since = options.since or moment("5m")
-    tail = Tail(settings.database, _filter(options), after=since, attributes=options.json)
-    first = options.n or (_MOST_SHOWN if options.since else _FIRST_SHOWN)
+    tail = Tail(settings.database, _filter(options), attributes=options.json)
     with contextlib.closing(_Following(tail, settings, options, Lines(Colour(options.color)))) as following:
-        if not following.first(first) or options.once:
+        if not following.first(options) or options.once:
             return 0
         while following.wait() and following.next():
             pass
@@ -170,10 +175,22 @@ class _Following:
         if self._connection is not None:
             self._connection.close()
 
-    def first(self, limit: int) -> bool:
+    def first(self, options: argparse.Namespace) -> bool:
         """Show the last of what is there; return whether somebody reads on. Raises what keeps it from that."""
-        look = self._look(limit=limit, timeout=self._settings.statement_timeout)
-        return self._show(look, limit=None)
+        timeout = self._settings.statement_timeout
+        if not options.once:
+            self._look(limit=_MOST_SHOWN, timeout=timeout)  # what is there already is no news
+        limit = options.n or (_MOST_SHOWN if options.since else _FIRST_SHOWN)
+        look = self._tail.last(
+            self._connected(), since=options.since, window=_WINDOW, limit=limit, timeout=timeout, patience=_TIMEOUT
+        )
+        if look.skipped and options.since and not options.n:
+            print(f"{PROGRAM}: more than {limit:,} were stored since then; the last are shown (-n)", file=sys.stderr)
+        if look.reached is not None and options.since is None and len(look.items) < limit:
+            print(f"{PROGRAM}: looked back to {look.reached:%F %T} UTC only; --since looks further", file=sys.stderr)
+        elif not look.items and options.once:
+            print(f"{PROGRAM}: nothing is stored that fits", file=sys.stderr)
+        return self._show(look)
 
     def wait(self) -> bool:
         """Wait until the next look is due; return whether somebody reads on."""
@@ -200,16 +217,22 @@ class _Following:
         self._away = False
         if self._took > _SLOW:
             self._look_through_less()
-        return self._show(look, limit=_MOST_SHOWN)
+        if look.skipped:
+            print(f"{PROGRAM}: more than {_MOST_SHOWN:,} arrived at once; the last are shown", file=sys.stderr)
+        return self._show(look)
 
-    def _look(self, *, limit: int, timeout: float) -> "Look":
+    def _connected(self) -> "Connection":
         from otel_pg_exporter.postgres.connection import connect
 
         if self._connection is None:
             self._connection = connect(self._settings)
+        return self._connection
+
+    def _look(self, *, limit: int, timeout: float) -> "Look":
+        connection = self._connected()
         began = time.monotonic()
         try:
-            return self._tail.look(self._connection, window=self._window, limit=limit, timeout=timeout)
+            return self._tail.look(connection, window=self._window, limit=limit, timeout=timeout)
         finally:
             self._took = time.monotonic() - began
 
@@ -222,10 +245,8 @@ class _Following:
                 file=sys.stderr,
             )
 
-    def _show(self, look: "Look", *, limit: int | None) -> bool:
+    def _show(self, look: "Look") -> bool:
         from otel_pg_exporter.cli.tail_lines import as_values
 
-        if look.skipped and limit is not None:
-            print(f"{PROGRAM}: more than {limit:,} arrived at once; the last are shown", file=sys.stderr)
         shown = [as_json(as_values(item)) if self._json else self._lines.line(item) for item in look.items]
         return print_lines(shown) if shown else True
