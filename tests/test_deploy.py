@@ -18,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from otel_pg_exporter.config import SERVER_PREFIX, ServeSettings, settings_of
 from otel_pg_exporter.postgres.roles import Roles
+from tests import serving
 from tests.e2e.support import receiving
 
 ROOT = Path(__file__).parents[1]
@@ -25,10 +26,14 @@ DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "systemd" / "otel-pg-exporter.service"
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
-MANIFESTS: dict[str, Any] = {
-    each["kind"]: each
-    for each in yaml.safe_load_all((DEPLOY / "kubernetes" / "otel-pg-exporter.yaml").read_text(encoding="utf-8"))
+MANIFESTS: dict[tuple[str, str], Any] = {
+    (each["kind"], each["metadata"]["name"]): each
+    for file in (DEPLOY / "kubernetes").iterdir()
+    for each in yaml.safe_load_all(file.read_text(encoding="utf-8"))
 }
+RECEIVERS = MANIFESTS["StatefulSet", "otel-pg-exporter"]
+MIGRATION = MANIFESTS["Job", "otel-pg-exporter-migrate"]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 SHUTDOWN_TIMEOUT = ServeSettings().shutdown_timeout
 EXPOSED = {int(port) for port in re.findall(r"\d+", re.findall(r"^EXPOSE (.*)$", DOCKERFILE, re.MULTILINE)[0])}
@@ -194,29 +199,69 @@ def test_systemd_takes_the_unit_and_finds_it_well_locked_up(tmp_path: Path) -> N
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
-def test_the_units_configuration_has_settings_alone_and_no_password() -> None:
-    file = tomllib.loads((UNIT.parent / "config.toml").read_text(encoding="utf-8"))
-    assert set(file) <= {setting.name for setting in settings_of(ServeSettings)}
-    target = conninfo_to_dict(file["dsn"])
-    assert (target["user"], target["sslmode"]) == (Roles().names["writer"], "verify-full")
-    assert "password" not in target
+def test_the_units_configuration_has_settings_alone_and_says_whom_to_trust() -> None:
+    text = (UNIT.parent / "config.toml").read_text(encoding="utf-8")
+    for file in (tomllib.loads(text), tomllib.loads(re.sub(r"(?m)^# (\w+ = )", r"\1", text))):
+        assert set(file) <= {setting.name for setting in settings_of(ServeSettings)}
+        target = conninfo_to_dict(file["dsn"])
+        assert (target["user"], target["sslmode"]) == (Roles().names["writer"], "verify-full")
+        assert Path(str(target["sslrootcert"])).parent == Path("/etc/otel-pg-exporter")
 
 
-def test_every_credential_that_is_loaded_is_used() -> None:
+def test_every_credential_that_is_loaded_is_used_and_none_is_a_pgpass_that_libpq_would_pass_over() -> None:
     text = UNIT.read_text(encoding="utf-8")
     for name in re.findall(r"^LoadCredential=([^:]+):", text, re.MULTILINE):
         assert f"%d/{name}" in text or f"${{CREDENTIALS_DIRECTORY}}/{name}" in text
+    assert "PGPASSFILE" not in text
+
+
+def test_the_units_folder_is_its_own_and_not_that_of_roots_postgresql_or_spool() -> None:
+    text = UNIT.read_text(encoding="utf-8")
+    [folder] = re.findall(r"^StateDirectory=(\S+)$", text, re.MULTILINE)
+    assert f"_SPOOL_DIR=%S/{folder}/" in text
+    for file in ("postgres/embedded.py", "pipeline/spool_folder.py"):
+        code = (ROOT / "otel_pg_exporter" / file).read_text(encoding="utf-8")
+        assert f'"/var/lib/{folder}"' not in code
+        assert '"/var/lib/otel-pg-exporter' in code
+
+
+def test_the_unit_is_not_started_again_with_a_setting_that_is_wrong(tmp_path: Path) -> None:
+    [status] = re.findall(r"^RestartPreventExitStatus=(\d+)$", UNIT.read_text(encoding="utf-8"), re.MULTILINE)
+    file = tmp_path / "config.toml"
+    file.write_text("nonsense = 1\n", encoding="utf-8")
+    assert serving.run("serve", "--config", file).returncode == int(status)
+
+
+# What is kept how long.
+
+
+@pytest.mark.parametrize(
+    "command",
+    [COMPOSE["services"]["migrate"]["command"], MIGRATION["spec"]["template"]["spec"]["containers"][0]["args"]],
+    ids=["compose", "kubernetes"],
+)
+def test_who_migrates_says_what_is_kept_how_long(command: list[str]) -> None:
+    done = serving.run(*command, "--print")
+    assert done.returncode == 0, done.stderr
+    policy = re.findall(r"""INSERT INTO "otel"\."retention" .* VALUES \('(\w+)'""", done.stdout)
+    assert set(policy) >= {"spans", "logs", "dead_letters"}
 
 
 # Kubernetes
 
 
 def _pod() -> Mapping[str, Any]:
-    return MANIFESTS["StatefulSet"]["spec"]["template"]["spec"]  # type: ignore[no-any-return] # YAML
+    return RECEIVERS["spec"]["template"]["spec"]  # type: ignore[no-any-return] # YAML
 
 
-def test_the_pod_is_hardened_and_its_volumes_are_there() -> None:
-    pod = _pod()
+def _mebibytes(size: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)([MG]iB?)", size).groups()  # type: ignore[union-attr] # or it fails here
+    return int(number) * {"M": 1, "G": 1024}[unit[0]]
+
+
+@pytest.mark.parametrize("workload", [RECEIVERS, MIGRATION], ids=lambda each: each["kind"])
+def test_the_pods_are_hardened_and_their_volumes_are_there(workload: Mapping[str, Any]) -> None:
+    pod = workload["spec"]["template"]["spec"]
     [container] = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert f"USER {pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}" in DOCKERFILE
@@ -225,8 +270,40 @@ def test_the_pod_is_hardened_and_its_volumes_are_there() -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    claimed = {each["metadata"]["name"] for each in MANIFESTS["StatefulSet"]["spec"]["volumeClaimTemplates"]}
+    claimed = {each["metadata"]["name"] for each in workload["spec"].get("volumeClaimTemplates", [])}
     assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]} | claimed
+
+
+@pytest.mark.parametrize("workload", [RECEIVERS, MIGRATION], ids=lambda each: each["kind"])
+def test_what_settings_name_is_mounted_and_read_by_the_group_alone(workload: Mapping[str, Any]) -> None:
+    pod = workload["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    mounts = {each["mountPath"]: each for each in container["volumeMounts"]}
+    secrets = {each["name"]: each["secret"] for each in pod["volumes"] if "secret" in each}
+    paths = [each["value"] for each in container["env"] if each["value"].startswith("/")]
+    assert paths
+    for path in paths:
+        mount = mounts[str(Path(path).parent)]
+        assert "subPath" not in mount, "what is renewed would not arrive"
+        assert secrets[mount["name"]]["defaultMode"] == 0o440
+
+
+def test_senders_from_elsewhere_find_tls_and_authentication_switched_on() -> None:
+    [container] = _pod()["containers"]
+    variables = {each["name"].removeprefix(SERVER_PREFIX) for each in container["env"]}
+    assert {"TLS_CERT", "TLS_KEY", "AUTH_BEARER_FILE"} <= variables
+
+
+def test_the_memory_that_a_pod_may_take_is_three_times_what_may_be_in_flight() -> None:
+    [container] = _pod()["containers"]
+    [in_flight] = [each["value"] for each in container["env"] if each["name"].endswith("_MAX_INFLIGHT_BYTES")]
+    assert _mebibytes(container["resources"]["limits"]["memory"]) >= 3 * _mebibytes(in_flight)
+
+
+def test_the_image_is_that_of_this_version_and_the_page_says_how_it_is_built() -> None:
+    images = {each["spec"]["template"]["spec"]["containers"][0]["image"] for each in (RECEIVERS, MIGRATION)}
+    assert images == {f"registry.example/otel-pg-exporter:{VERSION}"}
+    assert f"docker build -t {images.pop()} ." in (ROOT / "docs/how-to/deploy.md").read_text(encoding="utf-8")
 
 
 def test_probes_and_services_ask_at_ports_that_the_image_exposes() -> None:
@@ -235,12 +312,31 @@ def test_probes_and_services_ask_at_ports_that_the_image_exposes() -> None:
     assert set(ports.values()) == EXPOSED
     for probe, path in (("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
         assert container[probe]["httpGet"] == {"path": path, "port": "metrics"}
-    for each in MANIFESTS["Service"]["spec"]["ports"]:
-        assert each["port"] == ports[each["targetPort"]]
+    for (kind, _), manifest in MANIFESTS.items():
+        if kind == "Service":
+            assert all(each["port"] == ports[each["targetPort"]] for each in manifest["spec"]["ports"])
 
 
-def test_all_that_selects_pods_selects_these() -> None:
-    labels = MANIFESTS["StatefulSet"]["spec"]["template"]["metadata"]["labels"]
-    assert MANIFESTS["StatefulSet"]["spec"]["selector"]["matchLabels"] == labels
-    assert MANIFESTS["Service"]["spec"]["selector"] == labels
-    assert MANIFESTS["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+def test_the_pods_names_are_of_a_service_without_an_address_and_senders_have_one_with() -> None:
+    assert MANIFESTS["Service", RECEIVERS["spec"]["serviceName"]]["spec"]["clusterIP"] == "None"
+    assert "clusterIP" not in MANIFESTS["Service", "otel-pg-exporter"]["spec"]
+
+
+def test_all_that_selects_pods_selects_receivers_alone() -> None:
+    labels = RECEIVERS["spec"]["template"]["metadata"]["labels"]
+    assert RECEIVERS["spec"]["selector"]["matchLabels"] == labels
+    for (kind, _), manifest in MANIFESTS.items():
+        if kind == "Service":
+            assert manifest["spec"]["selector"] == labels
+    assert MANIFESTS["PodDisruptionBudget", "otel-pg-exporter"]["spec"]["selector"]["matchLabels"] == labels
+    assert MIGRATION["spec"]["template"]["metadata"]["labels"] != labels
+
+
+def test_prometheus_in_the_cluster_keeps_the_receivers_port_for_metrics_alone() -> None:
+    configuration = yaml.safe_load((DEPLOY / "prometheus" / "kubernetes.yml").read_text(encoding="utf-8"))
+    assert all((DEPLOY / "prometheus" / each).exists() for each in configuration["rule_files"])
+    [job] = configuration["scrape_configs"]
+    [keep] = [each for each in job["relabel_configs"] if each.get("action") == "keep"]
+    [name] = RECEIVERS["spec"]["template"]["metadata"]["labels"].values()
+    kept = [port for port in _pod()["containers"][0]["ports"] if f"{name};{port['name']}" == keep["regex"]]
+    assert [port["containerPort"] for port in kept] == [9464]
