@@ -139,11 +139,10 @@ class Service:
         with ExitStack() as stack:
             # Asked before PostgreSQL starts, which may take a while and would have been for nothing.
             self._endpoints.check_free(reuse_port=self._settings.receiver.reuse_port)
-            watching = self._watching
-            watching.start(stack, self._counters, self._statistics)
+            watching, database, remaining = self._watching, self._database, self._deadline.remaining
+            watching.start(stack, remaining, self._counters, self._statistics)
             if (tls := self.security.tls) is not None:
                 watching.metrics.observe(groups.CERTIFICATE, lambda: tls.expires)
-            database, remaining = self._database, self._deadline.remaining
             database.start_server(stack, remaining)
             self._prepare_tables_or_go_without()
             database.connect()

@@ -20,7 +20,8 @@ from otel_pg_exporter.pipeline.ticker import Ticker
 from otel_pg_exporter.receiver.endpoint import Endpoint, optional_endpoint
 from otel_pg_exporter.telemetry import ItemCounters, Statistics
 
-_LAST_SENDING = 2.0  # seconds that the last metrics may take on their way
+# Seconds that the last metrics may take on their way, and what they get of them when a stop has used up its time.
+_LAST_SENDING, _LEAST_SENDING = 2.0, 0.1
 
 
 class Watching:
@@ -35,12 +36,14 @@ class Watching:
         self.vitals = Vitals()
         self.watch = Watch()
 
-    def start(self, stack: ExitStack, counters: ItemCounters, statistics: Statistics) -> None:
+    def start(
+        self, stack: ExitStack, remaining: Callable[[], float], counters: ItemCounters, statistics: Statistics
+    ) -> None:
         """Show what there is; `stack` ends it. Raises StartupError."""
         settings = self._settings
         scheme: Literal["http", "https"] = "http" if settings.security.tls_cert is None else "https"
         metrics = self.metrics = Metrics(otlp_readers(settings.monitoring), scheme=scheme)
-        stack.callback(metrics.shut_down, _LAST_SENDING)
+        stack.callback(lambda: metrics.shut_down(max(min(remaining(), _LAST_SENDING), _LEAST_SENDING)))
         statistics.observe = metrics.committed
         metrics.observe(groups.ITEMS, counters.by_signal)
         metrics.observe(groups.STATISTICS, statistics.snapshot)
