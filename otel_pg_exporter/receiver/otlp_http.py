@@ -134,7 +134,7 @@ class OtlpHttpServer:
         """Serve one request, and tell how it was answered, whether its body was read or not."""
         began = time.perf_counter()
         answer = await self._answered(name, request)
-        self._intake.answered(request.url.path, str(answer.status_code), time.perf_counter() - began)
+        self._intake.answered(f"/v1/{name}", str(answer.status_code), time.perf_counter() - began)
         return answer
 
     async def _answered(self, name: str, request: Request) -> Response:
