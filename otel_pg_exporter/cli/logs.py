@@ -6,6 +6,7 @@ import sys
 from pythonjsonlogger.json import JsonFormatter
 
 from otel_pg_exporter.cli.colour import Colour
+from otel_pg_exporter.cli.output import printable
 from otel_pg_exporter.config import MonitoringSettings
 
 _COLOURS = {logging.DEBUG: "grey", logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
@@ -32,7 +33,7 @@ def _json() -> logging.Formatter:
 
 
 class _Text(logging.Formatter):
-    """Time, level, logger and message; what is worth a look in colour."""
+    """Time, level, logger and message, which nobody can make look like two; what is worth a look in colour."""
 
     def __init__(self, colour: Colour) -> None:
         super().__init__()
@@ -43,4 +44,4 @@ class _Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         level = self._colour(f"{record.levelname:<7}", _COLOURS.get(record.levelno, ""))
-        return f"{record.asctime} {level} {record.name}: {record.message}"
+        return f"{record.asctime} {level} {record.name}: {printable(record.message)}"

@@ -50,6 +50,20 @@ def test_an_exception_is_part_of_its_json_line() -> None:
     assert "ZeroDivisionError" in record["exception"]
 
 
+def test_a_message_with_line_breaks_and_control_characters_is_one_line_of_text() -> None:
+    script = (
+        "import logging\n"
+        "from otel_pg_exporter.cli import logs\n"
+        "from otel_pg_exporter.config import MonitoringSettings\n"
+        "logs.set_up(MonitoringSettings(), attended=True)\n"
+        "logging.getLogger('x').warning('said\\nWARNING \\x1b[2J é')\n"
+    )
+    done = subprocess.run([PROGRAM[0], "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(r"said\nWARNING \u001b[2J é")
+    assert _TEXT.fullmatch(line)
+
+
 @pytest.mark.parametrize(("form", "is_json"), [("auto", False), ("text", False), ("json", True)])
 def test_other_commands_log_text_unless_json_is_asked_for(form: str, is_json: bool) -> None:
     done = run("migrate", "--dsn", "host=127.0.0.1 port=1 password=x", OTEL_PG_EXPORTER_LOG_FORMAT=form)
