@@ -71,11 +71,12 @@ def query(dsn: str) -> Iterator[Query]:
 
 
 @pytest.fixture
-def receiver(shell: Shell) -> Iterator[None]:
+def receiver(shell: Shell, tmp_path: Path) -> Iterator[None]:
     """Run `otel-pg-exporter serve` on a free port, which the shell's variables then name."""
     environment = shell.variables | {
         "OTEL_PG_EXPORTER_DSN": shell.variables["DSN"],
         "OTEL_PG_EXPORTER_ACK_TIMEOUT": "30",
+        "OTEL_PG_EXPORTER_SPOOL_DIR": str(tmp_path / "spool"),
         **{f"OTEL_PG_EXPORTER_{each}_ENDPOINT": "127.0.0.1:0" for each in ("GRPC", "HTTP", "METRICS")},
     }
     command = [sys.executable, "-m", "otel_pg_exporter", "serve"]
