@@ -5,7 +5,9 @@ uvicorn leaves signals alone outside the main thread, so `serve` goes on to own 
 
 import asyncio
 import contextlib
+import errno
 import functools
+import logging
 import socket
 import ssl
 import sys
@@ -20,6 +22,9 @@ from uvicorn.server import ServerState
 
 from otel_pg_exporter.receiver.endpoint import Endpoint, listen
 from otel_pg_exporter.receiver.handshake import Listener
+from otel_pg_exporter.telemetry import RateLimitedLogger
+
+_logger = logging.getLogger(__name__)
 
 # Seconds that a connection may take to bring the next request's headers, however it uses them: to be idle, to send
 # header by header, or to go on with a body that was refused; and to read an answer. SDKs come back after 5 (spans,
@@ -122,9 +127,11 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.server_state: _State = state
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._notices = RateLimitedLogger(_logger)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(self._log)
         await super().startup(sockets)
 
     def part(self) -> None:
@@ -140,6 +147,14 @@ class _Server(uvicorn.Server):
             listener.close()
         for connection in self.server_state.open:
             connection.let_go()
+
+    def _log(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log what the loop complains of; a lack of descriptors, met 10,000 times a second, only now and then."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+            self._notices.log(logging.ERROR, "accept", f"HTTP connections have to wait: {error.strerror} (`ulimit -n`)")
+        else:
+            loop.default_exception_handler(context)
 
     async def _wait_tasks_to_complete(self) -> None:
         """Wait until all is answered and closed, then cut what is not.

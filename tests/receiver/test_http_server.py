@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import http.client
 import logging
+import resource
 import socket
 import ssl
 import threading
@@ -145,6 +146,26 @@ def test_who_does_not_read_answers_is_cut_off(start: Start) -> None:
     with socket.create_connection(("127.0.0.1", start(talkative, idle_timeout=0.3)), timeout=30) as connection:
         connection.sendall(GET)
         wait_until(lambda: refused(connection), timeout=30)
+
+
+def test_a_lack_of_descriptors_is_logged_once_and_connections_are_taken_when_it_is_over(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = start()
+    assert heard(port, GET.replace(b"host: x", b"connection: close")).endswith(b"hello")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as connection:
+        connection.settimeout(30)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            connection.connect(("127.0.0.1", port))
+            wait_until(lambda: bool(caplog.records))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        connection.sendall(GET.replace(b"host: x", b"connection: close"))
+        assert b"".join(iter(lambda: connection.recv(65_536), b"")).endswith(b"hello")
+    (record,) = caplog.records
+    assert record.message == "HTTP connections have to wait: Too many open files (`ulimit -n`)"
 
 
 def refused(connection: socket.socket) -> bool:
