@@ -82,10 +82,20 @@ def test_set_up_by_hand_stores_spans_and_logs_of_the_service(
 def test_set_up_by_environment_stores_spans_and_logs_of_the_service(
     dsn: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    commands = block("## By environment", "sh", 1)  # after the packages
+    commands = block("## By environment", "sh")
     assert DOCUMENTED_DSN in commands
     (tmp_path / "app.py").write_text(APP, encoding="utf-8")
     run(["bash", "-eu", "-c", commands.replace(DOCUMENTED_DSN, '"$DSN"')], tmp_path, environment)
+    assert stored(dsn) == [("shop", "shop", "work", "careful")]
+
+
+def test_set_up_by_file_stores_spans_and_logs_of_the_service(
+    dsn: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("opentelemetry.configuration")
+    (tmp_path / "app.py").write_text(APP, encoding="utf-8")
+    (tmp_path / "otel.yaml").write_text(block("## By file", "yaml"), encoding="utf-8")
+    run(["bash", "-eu", "-c", block("## By file", "sh")], tmp_path, environment | {"DATABASE_URL": dsn})
     assert stored(dsn) == [("shop", "shop", "work", "careful")]
 
 
