@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -55,6 +56,20 @@ def connect() -> Iterator[Connect]:
     yield open_channel
     for channel in channels:
         channel.close()
+
+
+def test_it_may_open_as_many_files_as_the_hard_limit_lets_it(tmp_path: Path, dsn: str) -> None:
+    """Each sender's connection takes one; a shell's soft limit is often 1,024."""
+    old = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, old[1]))  # for the child, which inherits it
+    try:
+        with start_serving(tmp_path) as start:
+            serving = start("--dsn", dsn)
+            resource.setrlimit(resource.RLIMIT_NOFILE, old)
+            soft, _ = resource.prlimit(serving.process.pid, resource.RLIMIT_NOFILE)
+            assert soft == min(65_536, old[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, old)
 
 
 def count(dsn: str) -> int:

@@ -1,6 +1,10 @@
-"""The environment of a process that receives, as libpq and gRPC read it."""
+"""The environment of a process that receives, as libpq and gRPC read it, and what it may open."""
 
+import contextlib
 import os
+import resource
+
+_MOST_FILES = 65_536  # far more than are ever wanted: a hard limit may be a thousand million
 
 
 def prepare(*, own_postgres: bool) -> None:
@@ -12,3 +16,16 @@ def prepare(*, own_postgres: bool) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core logs to stderr in a form of its own
     # What gRPC does in a forked child, for its own sake, crashed one in a hundred before they became PostgreSQL.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+    _allow_files()
+
+
+def _allow_files() -> None:
+    """Raise the soft limit of open files: often 1,024, for the sake of `select()`, which nothing here uses.
+
+    Each sender's connection takes one, and without any left neither PostgreSQL nor the spool could be opened.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(_MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS says that there is no limit, and has one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
