@@ -76,11 +76,15 @@ class OverloadedError(RetryableError):
 
 
 class DatabaseUnavailableError(RetryableError):
-    """A transaction failed, was too slow, or its COMMIT was not answered; `in_doubt`: it may be committed."""
+    """A transaction failed, was too slow, or its COMMIT was not answered.
 
-    def __init__(self, message: str, *, in_doubt: bool = False) -> None:
+    `in_doubt`: it may be committed. `remedy`: what to do about it, where that is known.
+    """
+
+    def __init__(self, message: str, *, in_doubt: bool = False, remedy: str = "") -> None:
         super().__init__(message)
         self.in_doubt = in_doubt
+        self.remedy = remedy
 
 
 class OutageError(DatabaseUnavailableError):

@@ -14,7 +14,8 @@ from psycopg.conninfo import make_conninfo
 
 from otel_pg_exporter.config import SERVER_PREFIX, ServeSettings, settings_of
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
-from tests.serving import PROGRAM, environment, run
+from tests.serving import PROGRAM, environment, run, start_serving
+from tests.support import as_role
 
 UNREACHABLE = "postgresql://otel:s3cret@127.0.0.1:1/otel"
 
@@ -270,6 +271,40 @@ def test_migrate_makes_the_tables_and_check_tells_whether_they_are_up_to_date(em
         assert again.returncode == 0
         assert again.stdout.startswith("schema otel (")
         assert again.stdout.endswith(") is up to date\n")
+
+
+def test_commands_find_the_postgresql_that_serve_runs_and_say_so_where_it_runs_none(
+    open_folder: Path, tmp_path: Path
+) -> None:
+    commands = (
+        ["tail", "--once"],
+        ["partitions", "list"],
+        ["verify", "--since", "1h"],
+        ["dead-letters", "list"],
+        ["dead-letters", "replay", "--all"],
+        ["migrate", "--check"],
+    )
+    with start_serving(tmp_path) as start:
+        start("--data-dir", open_folder)
+        for command in commands:
+            # What libpq has in the environment is meant for another server.
+            done = run(*command, "--data-dir", open_folder, PGSERVICE="none", PGDATABASE="none", PGPASSFILE="none")
+            assert done.returncode == 0, done.stderr
+    for command in commands:
+        error = refused(*command, status=2, OTEL_PG_EXPORTER_DATA_DIR=str(open_folder))
+        assert f"no `serve` runs one of its own in {open_folder} (--data-dir)" in error
+
+
+@pytest.mark.parametrize("command", [["tail"], ["verify", "--since", "1h"], ["dead-letters", "replay", "--all"]])
+def test_a_writer_who_wants_to_look_or_repair_hears_which_role_may(dsn: str, command: list[str]) -> None:
+    error = refused(*command, OTEL_PG_EXPORTER_DSN=as_role("otel_writer", dsn), status=1)
+    assert "permission denied" in error
+    assert "log in as a role that may: otel_reader looks, otel_operator repairs" in error
+
+
+def test_a_writer_who_wants_to_migrate_hears_which_role_may(dsn: str) -> None:
+    error = refused("migrate", "--retention-spans", "30d", OTEL_PG_EXPORTER_DSN=as_role("otel_writer", dsn), status=1)
+    assert "log in as the owner of the tables, such as otel_migrator" in error
 
 
 def test_migrate_makes_roles_and_says_how_they_get_passwords(empty_dsn: str) -> None:

@@ -5,11 +5,12 @@ import logging
 import sys
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from otel_pg_exporter import config
-from otel_pg_exporter.cli import logs
+from otel_pg_exporter.cli import environment, logs
 from otel_pg_exporter.cli.output import PROGRAM, print_lines, version
 from otel_pg_exporter.config import (
     SERVER_PREFIX,
@@ -124,7 +125,7 @@ def add_command(commands: Commands, name: str, *, help: str, description: str, e
 def add_database_settings(parser: argparse.ArgumentParser, *others: str) -> None:
     """Add the flags of a command that works on the tables, and `others` by name."""
     names = {setting.name for setting in settings_of(DatabaseSettings)} - {"synchronous_commit"}
-    names |= {"log_level", "log_format", *others}
+    names |= {"data_dir", "log_level", "log_format", *others}
     add_settings(parser, (each for each in settings_of(ServeSettings) if each.name in names))
 
 
@@ -182,14 +183,35 @@ def settings_with_origins(options: argparse.Namespace) -> tuple[ServeSettings, d
 
 
 def database_from(options: argparse.Namespace, *, command: str) -> ServeSettings:
-    """Load the settings of a command that needs a DSN; raise ConfigurationError without one."""
-    settings = settings_from(options)
-    if not settings.database.dsn:
+    """Load the settings of a command that works on a PostgreSQL; raise ConfigurationError where none is known."""
+    return require_database(settings_from(options), command=command)
+
+
+def require_database(settings: ServeSettings, *, command: str) -> ServeSettings:
+    """Return settings with a DSN, see `located`; raise ConfigurationError where there is none."""
+    found = located(settings)
+    if not found.database.dsn:
         raise ConfigurationError(
             f"{command} needs to know which PostgreSQL: --dsn or OTEL_PG_EXPORTER_DSN; "
-            "`serve` prints the DSN of the one that it runs itself"
+            f"no `serve` runs one of its own in {_data_dir(settings)} (--data-dir)"
         )
-    return settings
+    return found
+
+
+def located(settings: ServeSettings) -> ServeSettings:
+    """Fill in the DSN of the PostgreSQL that `serve` runs itself, if it does and none is set."""
+    if settings.database.dsn:
+        return settings
+    from otel_pg_exporter.postgres.embedded import running_dsn
+
+    environment.prepare(own_postgres=True)
+    return replace(settings, database=replace(settings.database, dsn=running_dsn(settings.data_dir) or ""))
+
+
+def _data_dir(settings: ServeSettings) -> Path:
+    from otel_pg_exporter.postgres.embedded import default_data_dir
+
+    return settings.data_dir or default_data_dir()
 
 
 def _warn_of_password(options: argparse.Namespace) -> None:

@@ -3,13 +3,12 @@
 import argparse
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from otel_pg_exporter.cli import environment
-from otel_pg_exporter.cli.arguments import Commands, add_command, add_settings, settings_from
+from otel_pg_exporter.cli.arguments import Commands, add_command, add_settings, located, settings_from
 from otel_pg_exporter.cli.colour import Colour, add_colour
-from otel_pg_exporter.cli.output import PROGRAM, as_json, print_lines, printable
+from otel_pg_exporter.cli.output import PROGRAM, as_json, counted, print_lines, printable
 from otel_pg_exporter.config import ServeSettings, settings_of
 
 if TYPE_CHECKING:
@@ -67,17 +66,18 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print_lines([as_json(_json(found, problems, warnings), indent=2)])
     else:
-        print_lines(["", f"{len(found)} findings: {problems} problems, {warnings} warnings"])
+        print_lines(
+            ["", f"{counted(len(found), 'finding')}: {counted(problems, 'problem')}, {counted(warnings, 'warning')}"]
+        )
     return 1 if problems else 0
 
 
 def _findings(settings: ServeSettings) -> "Iterator[Finding]":
-    from otel_pg_exporter.diagnosis import examine_database, examine_machine, running_server
+    from otel_pg_exporter.diagnosis import examine_database, examine_machine
 
     yield from examine_machine(settings)
-    dsn = settings.database.dsn or running_server(settings)
-    if dsn:
-        yield from examine_database(replace(settings, database=replace(settings.database, dsn=dsn)))
+    if (found := located(settings)).database.dsn:
+        yield from examine_database(found, own=not settings.database.dsn)
 
 
 def _lines(finding: "Finding", colour: Colour) -> Iterator[str]:

@@ -56,7 +56,8 @@ examples:
 `eval "$({PROGRAM} completion bash)"` has the shell complete all of it.
 """
 
-# libpq gives no SQLSTATE for an attempt to connect, and words are localised: the hint must fit every cause.
+# libpq gives no SQLSTATE for an attempt to connect, and words are localised: where no file is known to be to blame, the
+# hint must fit every cause.
 _CHECK_DSN = (
     "check that the server is up, and what --dsn (OTEL_PG_EXPORTER_DSN) says: host, port, database, user, options, and "
     "the password (better in ~/.pgpass or PGPASSWORD)"
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as exc:
         return fail(exc, status=2)
     except OutageError as exc:
-        return fail(exc, "" if isinstance(exc, DeploymentError) else _CHECK_DSN, status=1)
+        return fail(exc, "" if isinstance(exc, DeploymentError) else exc.remedy or _CHECK_DSN, status=1)
     except ExporterError as exc:
         return fail(exc, status=1)
     except KeyboardInterrupt:

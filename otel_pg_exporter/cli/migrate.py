@@ -2,7 +2,7 @@
 
 import argparse
 
-from otel_pg_exporter.cli.arguments import Commands, add_command, add_database_settings, settings_from
+from otel_pg_exporter.cli.arguments import Commands, add_command, add_database_settings, require_database, settings_from
 from otel_pg_exporter.cli.output import PROGRAM, print_lines, progress
 from otel_pg_exporter.config import RetentionSettings, settings_of
 from otel_pg_exporter.errors import ConfigurationError
@@ -64,11 +64,7 @@ def _run(options: argparse.Namespace) -> int:
         ]
         print_lines([render(database.schema, columns, roles), *policy])
         return 0
-    if not database.dsn:
-        raise ConfigurationError(
-            "migrate needs to know which PostgreSQL: --dsn or OTEL_PG_EXPORTER_DSN; "
-            "the one that `serve` runs without a DSN it migrates by itself"
-        )
+    database = require_database(settings, command="migrate").database
     where = f"schema {database.schema} ({mask_dsn(database.dsn)})"
     if options.check:
         with connect(database) as connection:

@@ -64,6 +64,11 @@ def as_json(value: object, *, indent: int | None = None) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number and what it counts: 1 span, 1,000 spans."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Container[str] = ()) -> list[str]:
     """Lay out a table; the last column is cut to the width of the terminal, if that is where it goes."""
     rows = [[printable(cell) for cell in row] for row in rows]

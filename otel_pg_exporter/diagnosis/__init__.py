@@ -2,6 +2,6 @@
 
 from otel_pg_exporter.diagnosis.database import examine_database
 from otel_pg_exporter.diagnosis.finding import Finding, Grade
-from otel_pg_exporter.diagnosis.machine import examine_machine, running_server
+from otel_pg_exporter.diagnosis.machine import examine_machine
 
-__all__ = ["Finding", "Grade", "examine_database", "examine_machine", "running_server"]
+__all__ = ["Finding", "Grade", "examine_database", "examine_machine"]

@@ -15,8 +15,10 @@ _TIMEOUT = 10.0  # seconds that one question may take
 class Database:
     """A PostgreSQL that is being examined, over one connection."""
 
-    def __init__(self, connection: Connection, settings: DatabaseSettings) -> None:
+    def __init__(self, connection: Connection, settings: DatabaseSettings, *, own: bool) -> None:
         self.connection = connection
+        self.own = own
+        """Whether it is the PostgreSQL that `serve` brings along."""
         self.schema = settings.schema
         timeout = min(_TIMEOUT, settings.statement_timeout)
         # As the server has it: whoever only asks commits nothing that could be lost.

@@ -22,19 +22,21 @@ _LEAST_SHARED_BUFFERS = 128 * 2**20
 _LEAST_MAX_WAL_SIZE = 2**30
 
 
-def examine_database(settings: ServeSettings) -> Iterator[Finding]:
-    """Connect, and yield what is found; changes nothing."""
+def examine_database(settings: ServeSettings, *, own: bool) -> Iterator[Finding]:
+    """Connect, and yield what is found; changes nothing. `own`: it is the PostgreSQL that `serve` brings along."""
     started = time.monotonic()
     try:
         connection = connect(settings.database)
     except DatabaseUnavailableError as exc:
         yield problem(
-            "connection", str(exc), "check host, port, database, user and password in --dsn or OTEL_PG_EXPORTER_DSN"
+            "connection",
+            str(exc),
+            exc.remedy or "check host, port, database, user and password in --dsn or OTEL_PG_EXPORTER_DSN",
         )
         return
     seconds = time.monotonic() - started
     with closing(connection):
-        database = Database(connection, settings.database)
+        database = Database(connection, settings.database, own=own)
         checks: list[tuple[str, Check]] = [
             ("connection", lambda: _connection(database, seconds)),
             ("encryption", lambda: _encryption(database)),
@@ -164,11 +166,11 @@ def _server_settings(database: Database) -> Iterator[Finding]:
     for name, value, better in low:
         yield warning("server settings", f"{name} is {value}", f"ALTER SYSTEM SET {name} = …, better: {better}")
     if not lz4:
-        yield warning(
-            "server settings",
-            "this PostgreSQL has no lz4: long attributes, such as prompts, are stored two to three times slower",
-            "version 14 and later have it, where they are built with it",
-        )
+        said = "this PostgreSQL has no lz4: long attributes, such as prompts, are stored two to three times slower"
+        if database.own:  # as it was built; nothing is wrong with it
+            yield ok("server settings", said)
+        else:
+            yield warning("server settings", said, "version 14 and later have it, where they are built with it")
     if not low and lz4:
         yield ok("server settings", "shared_buffers, max_wal_size and lz4 are fine")
 

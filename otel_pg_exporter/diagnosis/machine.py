@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 from otel_pg_exporter import mapping
 from otel_pg_exporter.config import ServeSettings
@@ -13,7 +12,7 @@ from otel_pg_exporter.diagnosis.finding import Check, Finding, findings_of, ok, 
 from otel_pg_exporter.diagnosis.listener import listener_of
 from otel_pg_exporter.errors import EmbeddedServerError, StartupError
 from otel_pg_exporter.pipeline.spool_folder import default_spool_dir, left_behind
-from otel_pg_exporter.postgres.embedded import DATABASE, USER, default_data_dir, find_binaries
+from otel_pg_exporter.postgres.embedded import default_data_dir, find_binaries
 from otel_pg_exporter.postgres.embedded_account import choose_account
 from otel_pg_exporter.postgres.embedded_binaries import major_of, server_version
 from otel_pg_exporter.postgres.embedded_folder import DataFolder
@@ -36,14 +35,6 @@ def examine_machine(settings: ServeSettings) -> Iterator[Finding]:
     if not settings.database.dsn:
         checks.append(("embedded PostgreSQL", lambda: _embedded(settings)))
     yield from findings_of(checks)
-
-
-def running_server(settings: ServeSettings) -> str | None:
-    """Return the DSN of the embedded PostgreSQL if a `serve` keeps it running."""
-    folder = DataFolder(settings.data_dir or default_data_dir())
-    if folder.holder() is None or folder.port is None:
-        return None
-    return f"postgresql://{USER}@127.0.0.1:{folder.port}/{DATABASE}?passfile={quote(str(folder.passfile))}"
 
 
 def _mappings(settings: ServeSettings) -> Iterator[Finding]:

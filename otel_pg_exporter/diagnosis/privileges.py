@@ -56,8 +56,8 @@ def privileges(database: Database) -> Iterator[Finding]:
     needed = list(writers_rights())
     missing = [right for right in needed if not _has(database, right)]
     if all(right in missing for right in needed if right.name == "INSERT"):
-        said = f"role {user} may {'read, but ' if may_read else 'neither read nor '}not write: `serve` needs a writer"
-        yield (warning if may_read else problem)("privileges", said, _ROLES_PAGE)
+        said = f"role {user} may {'read, but not' if may_read else 'neither read nor'} write: `serve` needs a writer"
+        yield problem("privileges", said, _ROLES_PAGE)
         return
     if missing:
         yield problem(
@@ -65,6 +65,8 @@ def privileges(database: Database) -> Iterator[Finding]:
             f"role {user} lacks {len(missing)} that `serve` needs",
             "; ".join(_statement(database, right, user) for right in missing),
         )
+    elif database.own:
+        yield ok("privileges", f"role {user} may do what `serve` needs, in a PostgreSQL that is its own")
     elif superuser or owner:
         what = "is a superuser" if superuser else "owns the tables"
         yield warning(

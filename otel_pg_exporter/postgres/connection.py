@@ -25,6 +25,7 @@ from psycopg.pq import TransactionStatus, abc
 
 from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.errors import ConfigurationError, DatabaseUnavailableError, OutageError
+from otel_pg_exporter.postgres import libpq
 from otel_pg_exporter.postgres.encryption import warn_if_encryption_is_optional
 from otel_pg_exporter.telemetry import PoolState
 
@@ -97,12 +98,14 @@ def target_of(settings: DatabaseSettings) -> str:
 def connect(settings: DatabaseSettings) -> Connection:
     """Open one connection, in autocommit mode; the caller closes it.
 
-    Raises OutageError with libpq's reason, which names no password.
+    Raises OutageError with libpq's reason, which names no password, and the remedy where a file is to blame.
     """
     try:
         connection = _DeadlineConnection.open(_arguments(settings))
     except psycopg.Error as exc:
-        raise OutageError(_unreachable(settings, exc)) from exc
+        needs_password = exc.pgconn is not None and exc.pgconn.needs_password
+        remedy = libpq.remedy(parse_dsn(settings.dsn), needs_password=needs_password)
+        raise OutageError(_unreachable(settings, exc), remedy=remedy) from exc
     warn_if_encryption_is_optional(connection.pgconn)
     return connection
 

@@ -5,6 +5,7 @@ drained. It therefore outlives us when we die hard (SIGKILL, out of memory): it 
 next start on the same data folder adopts it. Nothing else ends it.
 """
 
+import contextlib
 import logging
 import os
 import secrets
@@ -33,7 +34,7 @@ from otel_pg_exporter.postgres.embedded_binaries import (
 from otel_pg_exporter.postgres.embedded_folder import OTHER_FOLDER, DataFolder, translated
 from otel_pg_exporter.postgres.embedded_process import HAS_PROC, POLL, Adopted, Child, Postmaster, read_postmaster_file
 
-__all__ = ["DATABASE", "USER", "EmbeddedServer", "default_data_dir", "find_binaries"]
+__all__ = ["EmbeddedServer", "default_data_dir", "find_binaries", "running_dsn"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,24 @@ def default_data_dir() -> Path:
     return platformdirs.user_state_path("otel-pg-exporter")
 
 
+def running_dsn(data_dir: Path | None) -> str | None:
+    """Return the DSN of the server that another process of ours keeps running there, None where none does."""
+    folder = DataFolder(data_dir or default_data_dir())
+    with contextlib.suppress(PermissionError):  # another user's
+        if folder.holder() is not None and (port := folder.port) is not None:
+            return _in_full(_url(folder, port, DATABASE))
+    return None
+
+
+def _url(folder: DataFolder, port: int, database: str) -> str:
+    return f"postgresql://{USER}@{_HOST}:{port}/{database}?passfile={quote(str(folder.passfile))}"
+
+
+def _in_full(url: str) -> str:
+    """Write a DSN that leaves PG* in the environment no say."""
+    return make_conninfo(url, hostaddr=_HOST, **_OVERRIDES)
+
+
 class EmbeddedServer:
     """One PostgreSQL and its data folder; a context manager that starts and stops it.
 
@@ -121,7 +140,7 @@ class EmbeddedServer:
 
     def url(self, database: str) -> str:
         """Return the URL of a database of this server."""
-        return f"postgresql://{USER}@{_HOST}:{self._port}/{database}?passfile={quote(str(self._folder.passfile))}"
+        return _url(self._folder, self._port, database)
 
     @property
     def own_dsn(self) -> str:
@@ -348,7 +367,7 @@ class EmbeddedServer:
             ) from exc
 
     def _own_dsn(self, database: str) -> str:
-        return make_conninfo(self.url(database), hostaddr=_HOST, **_OVERRIDES)
+        return _in_full(self.url(database))
 
     def _stop(self, *, timeout: float) -> None:
         """End the server, if there is one, and let go of the folder."""

@@ -319,7 +319,10 @@ def _pending(applied: Dictionary[int, _Applied], schema: str) -> list[Migration]
 def _translated(error: psycopg.Error, schema: str) -> SchemaError | DatabaseUnavailableError:
     reason = error.diag.message_primary or str(error)
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        return SchemaError(f"schema {schema}: {reason}; docs/how-to/roles.md lists what each role needs")
+        return SchemaError(
+            f"schema {schema}: {reason}; log in as the owner of the tables, such as otel_migrator: "
+            "docs/how-to/roles.md lists what each role needs"
+        )
     if isinstance(error, psycopg.OperationalError):
         return DatabaseUnavailableError(f"schema {schema}: {reason}")
     return SchemaError(f"schema {schema}: {reason} ({error.sqlstate})")

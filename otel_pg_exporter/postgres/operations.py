@@ -19,6 +19,11 @@ _SPELLING = "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO'; SET LOCAL 
 # To compile a statement over hundreds of partitions takes longer than to run it.
 _NO_JIT = "SET LOCAL jit = off"
 
+# Whoever may not repair needs no wider rights, but another role.
+_ROLES = (
+    "log in as a role that may: otel_reader looks, otel_operator repairs, otel_writer removes what has expired "
+    "(docs/how-to/roles.md)"
+)
 _HINTS = {
     "57014": "allow it more time by --statement-timeout",
     "55P03": "try again, or allow it more time by --lock-timeout",
@@ -50,7 +55,8 @@ def transaction(connection: Connection, settings: DatabaseSettings, *, doing: st
 def _failed(error: psycopg.Error, *, doing: str, broken: bool) -> DatabaseUnavailableError:
     state = error.sqlstate or "no SQLSTATE"
     if classify(error, broken=broken) is not Verdict.RETRY:
-        return DeploymentError(f"PostgreSQL refuses {doing}: {reason(error)} ({state}); {remedy(error)}")
+        todo = _ROLES if state == "42501" else remedy(error)
+        return DeploymentError(f"PostgreSQL refuses {doing}: {reason(error)} ({state}); {todo}")
     if state in _HINTS and not broken:
         return DatabaseUnavailableError(f"{doing}: {reason(error)} ({state}); {_HINTS[state]}")
     return unavailable(error, phase=doing, broken=broken)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from otel_pg_exporter.pipeline.spool_folder import SpoolFolders
+from otel_pg_exporter.postgres.connection import parse_dsn
 from tests.pgbouncer import PgBouncer
 from tests.serving import Serving, run, start_serving
-from tests.support import as_role, wait_until
+from tests.support import PASSWORD, as_role, wait_until
 
 Finding = dict[str, str]
 
@@ -63,8 +65,8 @@ def test_a_writer_finds_all_well_but_for_how_the_tests_server_is_set(ready: str,
 
 
 def test_a_reader_and_the_operator_are_told_what_they_are_not(ready: str, tmp_path: Path) -> None:
-    reader = checked(tmp_path, OTEL_PG_EXPORTER_DSN=as_role("otel_reader", ready))
-    assert reader["privileges"]["grade"] == "warning"
+    reader = checked(tmp_path, status=1, OTEL_PG_EXPORTER_DSN=as_role("otel_reader", ready))
+    assert reader["privileges"]["grade"] == "problem"
     assert "may read, but not write: `serve` needs a writer" in reader["privileges"]["message"]
     assert reader["dead letters"]["message"] == "none"
     operator = checked(tmp_path, OTEL_PG_EXPORTER_DSN=as_role("otel_operator", ready))
@@ -149,7 +151,41 @@ def test_a_server_that_is_away_is_one_problem_without_the_password(tmp_path: Pat
     assert "problem  connection: no connection to PostgreSQL (user=otel password=***" in done.stdout
     assert "s3cret" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stdout.rstrip().endswith("1 problems, 0 warnings")
+    assert done.stdout.rstrip().endswith(": 1 problem, 0 warnings")
+
+
+def test_a_passfile_that_libpq_ignores_is_named_with_the_cause(ready: str, tmp_path: Path) -> None:
+    parts = parse_dsn(as_role("otel_writer", ready))
+    without = make_conninfo(**{key: value for key, value in parts.items() if key not in {"password", "passfile"}})
+    passfile = tmp_path / "pgpass"
+    passfile.write_text(f"*:*:*:otel_writer:{PASSWORD}\n")
+    for mode, ignored in ((0o440, True), (0o600, False)):
+        passfile.chmod(mode)
+        done = run(
+            "check",
+            "--json",
+            "--spool-dir",
+            tmp_path / "spool",
+            OTEL_PG_EXPORTER_DSN=make_conninfo(without, passfile=str(passfile)),
+        )
+        findings = {each["subject"]: each for each in json.loads(done.stdout)["findings"]}
+        assert (findings["connection"]["grade"] == "problem") == ignored
+        assert (f"libpq ignores the passfile {passfile}, since its mode is 0440" in done.stdout) == ignored
+    for path, said in ((tmp_path / "none", "No such file or directory"), (tmp_path, "which is no plain file")):
+        done = run("migrate", "--check", OTEL_PG_EXPORTER_DSN=without, PGPASSFILE=str(path))
+        assert done.returncode == 1
+        assert f"the passfile {path}" in done.stderr
+        assert said in done.stderr
+    passfile.write_text("elsewhere:*:*:otel_writer:x\n")
+    done = run("migrate", "--check", OTEL_PG_EXPORTER_DSN=without, PGPASSFILE=str(passfile))
+    assert "has no line for this host, port, database and user" in done.stderr
+
+
+def test_a_missing_certificate_of_the_authority_is_named(ready: str, tmp_path: Path) -> None:
+    missing = tmp_path / "ca.crt"
+    dsn = make_conninfo(as_role("otel_writer", ready), sslmode="verify-full", sslrootcert=str(missing))
+    found = checked(tmp_path, status=1, OTEL_PG_EXPORTER_DSN=dsn)
+    assert f"there is no {missing}: name it by sslrootcert" in found["connection"]["remedy"]
 
 
 def test_through_pgbouncer_all_is_found_as_well_and_it_is_told(
@@ -246,6 +282,8 @@ def test_without_a_dsn_the_embedded_server_is_examined_and_asked_if_it_runs(open
         while_it_runs = checked(tmp_path, "--data-dir", data)
         assert f"served by process {serving.process.pid}" in while_it_runs["embedded PostgreSQL"]["message"]
         assert while_it_runs["tables"]["message"] == "schema otel is up to date"
+        # That it has no other role, and was built as it was, is nobody's fault.
+        assert while_it_runs["privileges"]["grade"] == while_it_runs["server settings"]["grade"] == "ok"
     assert "data is there" in checked(tmp_path, "--data-dir", data)["embedded PostgreSQL"]["message"]
 
 
