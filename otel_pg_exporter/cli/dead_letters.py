@@ -104,7 +104,8 @@ examples:
   {PROGRAM} dead-letters purge --until 30d --yes
   {PROGRAM} dead-letters purge --signal logs --reason "nested deeper" --dry-run
 
-exit status: 0 deleted, 1 not, since nobody said yes or PostgreSQL cannot be asked, 2 wrong flag or setting.
+exit status: 0 deleted, 1 not, since the answer was no or PostgreSQL cannot be asked, 2 wrong flag or setting, or no
+terminal to ask on.
 """
 
 

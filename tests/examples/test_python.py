@@ -274,9 +274,11 @@ def test_a_column_of_the_receivers_own_stays_empty_for_writers_without_the_file(
 @pytest.mark.usefixtures("receiver")
 def test_the_tutorials_lead_to_what_they_show(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(tutorial("getting-started", "python")[0], encoding="utf-8")
+    shell.variables["OTEL_PG_EXPORTER_DSN"] = shell.variables["DSN"]  # for what finds the PostgreSQL of `make run`
     _start, _dsn, _set_up, *commands = tutorial("getting-started", "sh")
     said = "".join(shell.run(each.replace("python app.py", f"python {tmp_path}/app.py")) for each in commands)
     for line in (
+        "  SPAN    shop ",
         "no answer from the bank for order 13",
         "     POST /charge |",
         " Ada ",
