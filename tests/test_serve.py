@@ -19,7 +19,7 @@ from otel_pg_exporter.postgres.embedded_process import read_postmaster_file
 from tests.receiver.certificates import Files
 from tests.receiver.support import TRACES, Client, Connect
 from tests.serving import Serving, StartServing, environment, refusal_once_draining, span_request, start_serving
-from tests.support import wait_until
+from tests.support import as_role, wait_until
 
 # What a user may have set for other servers; none of it concerns the embedded one.
 MISLEADING = {
@@ -150,6 +150,20 @@ def test_the_banner_says_where_it_listens_what_to_set_and_how_to_look(open_folde
     assert "opentelemetry-instrument python app.py\n" in banner
     assert re.search(rf"PostgreSQL  \d+\.\d+.*, its own, in {open_folder}\n", banner)
     assert re.search(r"DSN +.*host=127.0.0.1", banner)
+
+
+def test_the_banner_of_a_writer_names_a_role_that_may_read(serve: StartServing, dsn: str) -> None:
+    writer = serve("--dsn", as_role("otel_writer", dsn))
+    assert "See what arrives, as a role that may read, since this one may not:\n" in writer.stdout
+    assert "'postgresql://otel_reader@127.0.0.1:" in writer.psql
+
+
+def test_the_log_says_once_that_it_is_ready_and_where(serve: StartServing, dsn: str) -> None:
+    serving = serve("--dsn", dsn)
+    wait_until(lambda: "ready: " in serving.stderr)
+    (line,) = [line for line in serving.stderr.splitlines() if "ready: " in line]
+    assert f"ready: serving OTLP/gRPC on {serving.address}, OTLP/HTTP on {serving.http_address}" in line
+    assert f", metrics on {serving.metrics_url.removeprefix('http://')}" in line
 
 
 def test_the_banner_says_what_senders_need_for_tls_and_authentication(

@@ -70,7 +70,7 @@ def _require_create(settings: DatabaseSettings) -> None:
     if not allowed:
         raise StartupError(
             f"bench makes a schema of its own, and user {user} may not create one in database {database}: "
-            f'GRANT CREATE ON DATABASE "{database}" TO "{user}", or name another user or database'
+            f'GRANT CREATE ON DATABASE "{database}" TO "{user}", or name the database\'s owner or an administrator'
         )
 
 

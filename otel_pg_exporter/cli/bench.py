@@ -36,7 +36,8 @@ port of loopback, without a spool; the load comes from a process of its own on t
 
 With a DSN all is written to a schema of its own (otel_bench_...), which is dropped at the end, also after Ctrl-C; no
 other schema is touched. (After a SIGKILL it stays; the next bench names it, and the SQL that drops it.) The role needs
-CREATE on the database. But the server is loaded as much as it can be: mind who
+CREATE on the database, which those of `migrate --roles` don't have: name the database's owner or an administrator, or
+GRANT CREATE ON DATABASE telemetry TO otel_migrator. But the server is loaded as much as it can be: mind who
 else uses it. Without a DSN, a PostgreSQL of its own runs for it in a temporary folder, which is removed.
 
 Parts: {", ".join(_PARTS)}; the last is the time to an OK of spans-mixed at 1 %,
@@ -45,7 +46,7 @@ Parts: {", ".join(_PARTS)}; the last is the time to an OK of spans-mixed at 1 %,
 
 _EPILOG = f"""\
 examples:
-  {PROGRAM} bench --dsn postgresql://otel_migrator@db.example/telemetry
+  {PROGRAM} bench --dsn postgresql://postgres@db.example/telemetry
   {PROGRAM} bench --dsn "$DSN" --parts spans-mixed --writers 4 --linger 0.01
   {PROGRAM} bench --seconds 30 --json > figures.json
 

@@ -137,7 +137,7 @@ def _lines(shown: Iterable[_Effective], *, dsn: str) -> Iterator[str]:
     for group, members in itertools.groupby(shown, key=lambda each: each.setting.group):
         for number, each in enumerate(members):
             titles.append(("" if number else group or "The service as a whole.",))
-            rows.append((f"  {each.setting.name}", each.setting.shown(each.value), each.origin))
+            rows.append((f"  {each.setting.name}", _shown(each), each.origin))
     if not rows:
         yield "every setting has its default"
     else:
@@ -152,6 +152,15 @@ def _lines(shown: Iterable[_Effective], *, dsn: str) -> Iterator[str]:
         yield from ("", f"libpq's own variables, {told}.")
         _, *lines = table(("", ""), [(f"  {name}", value) for name, value in variables.items()])
         yield from lines
+
+
+def _shown(each: _Effective) -> str:
+    text = each.setting.shown(each.value)
+    if each.setting.name != "core":
+        return text
+    from otel_pg_exporter.transcode import CORE
+
+    return f"{text} ({CORE})" if text == "auto" else text
 
 
 def _libpq_variables() -> dict[str, str]:

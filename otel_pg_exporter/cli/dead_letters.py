@@ -20,6 +20,7 @@ from otel_pg_exporter.cli.output import (
     PROGRAM,
     as_json,
     confirmed,
+    counted,
     fail,
     print_bytes,
     print_lines,
@@ -209,7 +210,7 @@ def _list(options: argparse.Namespace) -> int:
         else:
             shown = list(letters.newest_first(selection, limit=options.limit or _SHOWN))
             total = letters.total(selection).count if len(shown) == (options.limit or _SHOWN) else len(shown)
-            print_lines([*_table(shown), f"{len(shown):,} of {total:,} dead letters"])
+            print_lines([*_table(shown), f"{len(shown):,} of {counted(total, 'dead letter')}"])
     return 0
 
 
@@ -260,7 +261,7 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _told(replayed: "Progress") -> str:
     text = (
-        f"{replayed.done:,} dead letters replayed: {replayed.stored:,} stored, "
+        f"{counted(replayed.done, 'dead letter')} replayed: {replayed.stored:,} stored, "
         f"{replayed.duplicate:,} stored before, {replayed.refused:,} refused again"
     )
     return text + ("; `dead-letters list` tells why" if replayed.refused else "")
@@ -275,14 +276,14 @@ def _purge(options: argparse.Namespace) -> int:
     done = 0
     with _letters(options) as letters:
         count = _limited(letters.total(selection).count, options.limit)
-        if count and not options.yes and not confirmed(f"Delete {count:,} dead letters for good?"):
+        if count and not options.yes and not confirmed(f"Delete {counted(count, 'dead letter')} for good?"):
             print_lines(["nothing deleted"])
             return 1
         with progress("deleted", total=count) as bar:
             for some in letters.purge(selection, limit=options.limit):
                 done += some
                 bar.update(some)
-    print_lines([f"{done:,} dead letters deleted"])
+    print_lines([f"{counted(done, 'dead letter')} deleted"])
     return 0
 
 
@@ -290,7 +291,7 @@ def _tell(options: argparse.Namespace, selection: "Selection", what: str) -> int
     with _letters(options) as letters:
         total = letters.total(selection)
     size = "" if options.limit is not None and options.limit < total.count else f" ({total.size:,} bytes)"
-    print_lines([f"{_limited(total.count, options.limit):,} dead letters{size} {what}"])
+    print_lines([f"{counted(_limited(total.count, options.limit), 'dead letter')}{size} {what}"])
     return 0
 
 

@@ -73,6 +73,7 @@ def _run(options: argparse.Namespace) -> int:
         signals.service = service = Service(settings)
         service.start()
         print_lines(_banner(service))
+        _logger.info("ready: %s", _status(service))
         systemd.ready(_status(service))
         signals.wait(service, systemd)
     except _StopRequested:
@@ -150,9 +151,11 @@ def _banner(service: "Service") -> list[str]:
         f"  Metrics     {_metrics_url(service)}",
         f"  Spool       {service.spool_folder or 'none: while PostgreSQL is away, senders are asked to retry'}",
         "",
-        "See what arrives:",
+        "See what arrives:"
+        if service.may_read
+        else "See what arrives, as a role that may read, since this one may not:",
         "",
-        f"  {_psql()} '{shareable_url(service.dsn)}'",
+        f"  {_psql()} '{shareable_url(service.dsn if service.may_read else _with_reader(service.dsn))}'",
         "",
         "Send from an app" + (" (on another machine, with this one's name for localhost):" if everywhere else ":"),
         "",
@@ -164,6 +167,14 @@ def _banner(service: "Service") -> list[str]:
         "  opentelemetry-instrument python app.py",
         "",
     ]
+
+
+def _with_reader(dsn: str) -> str:
+    from psycopg.conninfo import make_conninfo
+
+    from otel_pg_exporter.postgres.roles import Roles
+
+    return make_conninfo(dsn, user=Roles().names["reader"])
 
 
 def _metrics_url(service: "Service") -> str:
@@ -183,7 +194,10 @@ def _credentials(security: "Security") -> Iterator[str]:
 
 def _status(service: "Service") -> str:
     doors = {"OTLP/gRPC": service.grpc_endpoint, "OTLP/HTTP": service.http_endpoint}
-    return "serving " + ", ".join(f"{name} on {endpoint}" for name, endpoint in doors.items() if endpoint is not None)
+    said = [f"{name} on {endpoint}" for name, endpoint in doors.items() if endpoint is not None]
+    if service.metrics_endpoint is not None:
+        said.append(f"metrics on {service.metrics_endpoint}")
+    return f"serving {', '.join(said)}"
 
 
 def _url(endpoint: "Endpoint", *, scheme: str = "http") -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from otel_pg_exporter.cli.arguments import Commands, add_command, add_database_settings, database_from
 from otel_pg_exporter.cli.forms import SPELLING, moment, positive
-from otel_pg_exporter.cli.output import PROGRAM, as_json, print_lines, printable, progress
+from otel_pg_exporter.cli.output import PROGRAM, as_json, counted, print_lines, printable, progress
 
 if TYPE_CHECKING:
     from otel_pg_exporter.postgres.verify import Difference, Verification
@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
         walk = Verification(connection, settings.database, since=options.since, until=options.until)
 
         def report(until: dt.datetime) -> None:
-            bar.set_postfix_str(f"{walk.checked:,} traces, {found:,} differences", refresh=False)
+            bar.set_postfix_str(f"{counted(walk.checked, 'trace')}, {counted(found, 'difference')}", refresh=False)
             bar.update(min((until - options.since).total_seconds(), bar.total) - bar.n)
 
         for difference in walk.run(fix=options.fix, report=report):
@@ -105,7 +105,7 @@ def _json(difference: "Difference") -> dict[str, object]:
 
 
 def _summary(walk: "Verification", *, found: int, fixed: int, stopped: bool) -> str:
-    parts = [f"{walk.checked:,} traces compared: {found:,} differences, {fixed:,} of them fixed"]
+    parts = [f"{counted(walk.checked, 'trace')} compared: {counted(found, 'difference')}, {fixed:,} of them fixed"]
     if walk.skipped:
         parts.append(f"{walk.skipped:,} skipped of which spans may have been dropped")
     if stopped:

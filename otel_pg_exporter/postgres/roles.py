@@ -6,6 +6,7 @@ from importlib import resources
 
 from otel_pg_exporter.errors import ConfigurationError
 from otel_pg_exporter.postgres.columns import identifier, literal
+from otel_pg_exporter.postgres.connection import Connection
 
 # 63 bytes less the longest suffix, and nothing that SQL would have to quote.
 _PREFIX = re.compile(r"[a-z_][a-z0-9_]{0,49}")
@@ -44,3 +45,9 @@ class Roles:
         values = {"schema": schema, **self.names}
         text = resources.files("otel_pg_exporter.migrations").joinpath(file).read_text(encoding="utf-8")
         return _PLACEHOLDER.sub(lambda match: (literal if match[1] else identifier)(values[match[2]]), text)
+
+
+def may_read(connection: Connection, schema: str) -> bool:
+    """Tell whether the role of a connection may read whole spans, which a writer may not."""
+    query = "SELECT has_table_privilege(format('%%I.spans', %s::text), 'SELECT')"
+    return bool(connection.execute(query, [schema]).fetchall()[0][0])

@@ -93,6 +93,11 @@ class Service:
         return self._database.version
 
     @property
+    def may_read(self) -> bool:
+        """Whether the role may read the spans; taken for granted before PostgreSQL was reached."""
+        return self._database.may_read
+
+    @property
     def embedded(self) -> EmbeddedServer | None:
         """The embedded PostgreSQL, if that is what runs."""
         return self._database.server

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from otel_pg_exporter.config import SERVER_PREFIX, ServeSettings, load, settings_of
+from otel_pg_exporter.transcode import CORE
 from tests.serving import PROGRAM, environment, run
 
 PASSWORDS = (
@@ -41,6 +42,11 @@ def test_each_setting_is_shown_with_the_flag_the_variable_or_the_key_that_it_cam
     assert list(settings) == [each.name for each in settings_of(ServeSettings)] + ["core"]
     core = shown(OTEL_PG_EXPORTER_CORE="python")["core"]
     assert core == {"value": "python", "from": "OTEL_PG_EXPORTER_CORE"}
+
+
+def test_a_core_that_is_chosen_by_itself_is_told_which_it_is() -> None:
+    core = next(line for line in run("config", "show").stdout.splitlines() if line.startswith("  core "))
+    assert core.split(maxsplit=1)[1] == f"auto ({CORE})"
 
 
 def test_the_table_stands_in_the_groups_of_the_settings() -> None:

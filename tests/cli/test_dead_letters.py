@@ -134,9 +134,9 @@ def test_a_letter_that_is_no_otlp_is_shown_as_bytes(opened: Database) -> None:
 def test_letters_are_replayed_by_id_by_condition_and_all(opened: Database) -> None:
     opened.execute(*ACCEPTANCES)
     first = str(listed(opened, "--signal", "logs")[0]["id"])
-    assert dead_letters(opened, "replay", first, "--dry-run").startswith("1 dead letters (")
+    assert dead_letters(opened, "replay", first, "--dry-run").startswith("1 dead letter (")
     told = dead_letters(opened, "replay", first)
-    assert told == "1 dead letters replayed: 1 stored, 0 stored before, 0 refused again\n"
+    assert told == "1 dead letter replayed: 1 stored, 0 stored before, 0 refused again\n"
     dead_letters(opened, "replay", "--signal", "logs")
     assert opened.count("logs") == 2
     told = dead_letters(opened, "replay", "--all", status=1)
@@ -152,7 +152,7 @@ def test_a_purge_wants_yes_where_there_is_nobody_to_ask(opened: Database) -> Non
     assert dead_letters(opened, "purge", "--signal", "logs", "--dry-run").startswith("2 dead letters (")
     assert opened.count("dead_letters") == 4
     assert dead_letters(opened, "purge", "--signal", "logs", "--yes") == "2 dead letters deleted\n"
-    assert dead_letters(opened, "purge", "--all", "--yes", "--limit", "1") == "1 dead letters deleted\n"
+    assert dead_letters(opened, "purge", "--all", "--yes", "--limit", "1") == "1 dead letter deleted\n"
     assert opened.count("dead_letters") == 1
 
 
