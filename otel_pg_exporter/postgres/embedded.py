@@ -145,7 +145,7 @@ class EmbeddedServer:
     @property
     def own_dsn(self) -> str:
         """The DSN for connections of this process, which says in full what PG* in the environment may say otherwise."""
-        return self._own_dsn(DATABASE)
+        return _in_full(self.dsn)
 
     @property
     def pid(self) -> int | None:
@@ -358,16 +358,13 @@ class EmbeddedServer:
 
     def _connect(self) -> psycopg.Connection[tuple[object, ...]]:
         """Connect to the maintenance database."""
-        dsn = self._own_dsn("postgres")
+        dsn = _in_full(self.url("postgres"))
         try:
             return psycopg.connect(dsn, password=self._folder.password(), connect_timeout=10, autocommit=True)
         except psycopg.OperationalError as exc:
             raise EmbeddedServerError(
                 f"the embedded PostgreSQL in {self._folder.path} refuses a connection: {' '.join(str(exc).split())}"
             ) from exc
-
-    def _own_dsn(self, database: str) -> str:
-        return _in_full(self.url(database))
 
     def _stop(self, *, timeout: float) -> None:
         """End the server, if there is one, and let go of the folder."""
