@@ -227,6 +227,28 @@ def test_an_outlier_of_a_trace_whose_usual_spans_were_dropped_is_no_alarm(dsn: s
         assert walk.skipped == 1
 
 
+def test_late_spans_and_those_of_every_day_since_are_compared_and_repaired_as_one_trace(
+    dsn: str, connection: Connection
+) -> None:
+    midnight, late = NOON.replace(hour=0), NOON - 8 * DAY
+    edges = [midnight + n * DAY + offset for n in range(-2, 2) for offset in (dt.timedelta(microseconds=-1), 0 * DAY)]
+    insert_traces(
+        connection,
+        *[
+            span(n, start, trace_id=trace(number), parent_span_id=b"x")
+            for number in range(1, 4)
+            for n, start in enumerate([late, *edges, NOON + DAY])
+        ],
+    )
+    assert differences(dsn, late) == []
+    insert(connection, "spans", span(99, midnight, trace_id=trace(2), parent_span_id=b"x"))
+    [found] = differences(dsn, late, fix=True)
+    assert (found.trace_id.hex, found.kind, found.fixed) == (trace(2), Kind.DIFFERENT, True)
+    counts = [tuple(column) for column in found.columns if column.name == "span_count"]
+    assert counts == [("span_count", str(len(edges) + 2), str(len(edges) + 3))]
+    assert_exact(connection)
+
+
 # Beside writers.
 
 
