@@ -112,7 +112,7 @@ fuzz: .venv/.dev
 # What has no toolchain or no registry here is left out, and named at the end.
 LANGS ?= python node go java collector
 quickstarts: .venv/.dev
-	.venv/bin/pytest tests/examples -n 4 --dist loadgroup -m "$$(printf "quickstart(language='%s') or " $(LANGS))quickstart(language='')"
+	.venv/bin/pytest tests/examples -n 4 -m "$$(printf "quickstart(language='%s') or " $(LANGS))quickstart(language='')"
 
 docs: .venv/.dev
 	.venv/bin/python docs/site.py build/docs

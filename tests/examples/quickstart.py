@@ -1,8 +1,10 @@
 """Run an example in its own language, and read back from SQL what it sent."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +18,8 @@ from tests.serving import Serving
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 Rows = list[tuple[Any, ...]]
+
+_FETCHED = "fetched"
 
 
 def run(folder: Path, *command: str | Path, variables: Mapping[str, str], timeout: float = 300) -> str:
@@ -46,18 +50,32 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "PG"))} | dict(variables)
 
 
-def fetch(folder: Path, *command: str) -> str:
-    """Let a language's tool bring what an example needs; skip, and say why, where there is no tool or no registry."""
+def fetch(folder: Path, *command: str) -> None:
+    """Let a language's tool bring what an example needs; skip, and say why, where there is no tool or no registry.
+
+    Once in a test run: two workers at once in one folder would be in each other's way.
+    """
     if shutil.which(command[0]) is None:
         pytest.skip(f"{folder.name}: no {command[0]} on this machine")
+    run_id = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    outcome = Path(tempfile.gettempdir()) / f"otel-pg-exporter-{folder.name}-{run_id}"
+    with outcome.open("a+", encoding="utf-8") as said:
+        fcntl.flock(said, fcntl.LOCK_EX)
+        said.seek(0)
+        if not (known := said.read()):
+            known = _fetched(folder, command)
+            said.write(known)
+    assert "COMPILATION ERROR" not in known, known  # Maven's, which fetches and compiles in one
+    if known != _FETCHED:
+        pytest.skip(f"{folder.name}: `{' '.join(command)}` {known}")
+
+
+def _fetched(folder: Path, command: tuple[str, ...]) -> str:
     try:
         done = attempt(folder, *command, timeout=600)
     except subprocess.TimeoutExpired:
-        pytest.skip(f"{folder.name}: `{' '.join(command)}` took more than ten minutes")
-    assert "COMPILATION ERROR" not in done.stdout, done.stdout  # Maven's, which fetches and compiles in one
-    if done.returncode != 0:
-        pytest.skip(f"{folder.name}: `{' '.join(command)}` failed: {done.stdout[-500:].strip()}")
-    return done.stdout
+        return "took more than ten minutes"
+    return _FETCHED if done.returncode == 0 else f"failed: {done.stdout[-2_000:].strip()}"
 
 
 def variables(receiver: Serving, service: str, protocol: str) -> dict[str, str]:

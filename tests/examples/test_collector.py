@@ -19,7 +19,6 @@ from tests.support import wait_until
 pytestmark = [
     pytest.mark.quickstart(language="collector"),
     pytest.mark.toolchain,
-    pytest.mark.xdist_group("collector"),
     pytest.mark.timeout(900),
 ]
 

@@ -48,9 +48,7 @@ def each_of(protocols: Mapping[str, Sequence[str]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         ("language", "protocol"),
         [
-            pytest.param(
-                language, protocol, marks=[pytest.mark.quickstart(language=language), pytest.mark.xdist_group(language)]
-            )
+            pytest.param(language, protocol, marks=pytest.mark.quickstart(language=language))
             for language in protocols
             for protocol in protocols[language]
         ],
