@@ -40,7 +40,7 @@ help:
 	@echo 'make docs | docs-serve                           the documentation as a site: in site/, on 127.0.0.1:8000'
 	@echo 'make docs-reference                              write the generated parts of docs/ anew'
 	@echo 'make audit                                       known vulnerabilities of what is locked; asks public services'
-	@echo 'make build                                       wheel and sdist, in dist/'
+	@echo 'make build                                       wheel and sdist, in dist/, and their tests'
 
 run: .venv/.run
 	@exec .venv/bin/otel-pg-exporter serve $(ARGS)
@@ -88,6 +88,7 @@ build: .venv/.dev
 	rm -rf dist
 	uv=$$(.ci/uv) && UV_PYTHON_DOWNLOADS=never "$$uv" build --quiet --python .venv/bin/python
 	@ls dist
+	$(PYTEST) tests/test_packaging.py -m packaging
 
 audit: .venv/.dev
 	@.ci/audit
