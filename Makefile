@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lint-native unit unit-native fuzz-native test-system test-pgbouncer faults build bench bench-end-to-end fuzz quickstarts docs docs-serve docs-reference audit setup clean
+.PHONY: help run test lint lint-native unit unit-native fuzz-native test-system test-pgbouncer test-packaging faults build bench bench-end-to-end fuzz quickstarts docs docs-serve docs-reference audit setup clean
 
 ARGS ?=
 # Tests wait more than they work, so few cores take more of them at a time.
@@ -30,6 +30,7 @@ help:
 	@echo 'make run [ARGS="--grpc-endpoint 0.0.0.0:4317"]   start the receiver; ARGS go to `otel-pg-exporter serve`'
 	@echo 'make test                                        lint, types, rooms, and all tests on a real PostgreSQL'
 	@echo 'make lint | unit | test-system                   parts of it; test-system takes Debian'"'"'s PostgreSQL'
+	@echo 'make test-packaging                              what is shipped, built and installed'
 	@echo 'make test-pgbouncer                              ingest through a PgBouncer, where one is installed'
 	@echo 'make faults [ROUNDS=10]                          each fault as often, under load; `make test` has one round'
 	@echo 'make bench                                       the ladder of write methods, as ratios; and both cores'
@@ -40,7 +41,7 @@ help:
 	@echo 'make docs | docs-serve                           the documentation as a site: in site/, on 127.0.0.1:8000'
 	@echo 'make docs-reference                              write the generated parts of docs/ anew'
 	@echo 'make audit                                       known vulnerabilities of what is locked; asks public services'
-	@echo 'make build                                       wheel and sdist, in dist/, and their tests'
+	@echo 'make build                                       wheel and sdist, in dist/'
 
 run: .venv/.run
 	@exec .venv/bin/otel-pg-exporter serve $(ARGS)
@@ -88,6 +89,9 @@ build: .venv/.dev
 	rm -rf dist
 	uv=$$(.ci/uv) && UV_PYTHON_DOWNLOADS=never "$$uv" build --quiet --python .venv/bin/python
 	@ls dist
+
+# Builds and installs what is shipped, which compiles the native core twice.
+test-packaging: .venv/.dev
 	$(PYTEST) tests/test_packaging.py -m packaging
 
 audit: .venv/.dev

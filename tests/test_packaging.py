@@ -1,6 +1,6 @@
 """What is shipped: the sdist, the wheel that is built from it, and that wheel in an environment of its own.
 
-These tests fetch setuptools from the package index, and compile; `make build` runs them.
+These tests fetch setuptools from the package index, and compile; `make test-packaging` runs them.
 """
 
 import fcntl
