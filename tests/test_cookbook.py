@@ -94,7 +94,7 @@ class Kitchen:
         return self.run(recipe.statements[0]) or []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # of a module's, xdist may take one twice: it mixes the modules
 def filled(server: EmbeddedServer, migrated: str) -> str:
     """Return the DSN of a database with the sample in it."""
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
