@@ -38,10 +38,13 @@ def unmeasured(_stage: Stage, _seconds: float) -> None:
 
 
 Answered = Callable[[str, str, float], None]
-"""Told which method or route was called, with which status it was answered, and how many seconds that took."""
+"""Told what was called, with which status it was answered, and how many seconds that took.
+
+What was called is gRPC's method; or HTTP's, a blank, and the route, which is left empty where there is none.
+"""
 
 
-def unobserved(_method: str, _status: str, _seconds: float) -> None:
+def unobserved(_called: str, _status: str, _seconds: float) -> None:
     """Be the `Answered` of what nobody observes."""
 
 

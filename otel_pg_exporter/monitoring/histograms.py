@@ -35,7 +35,8 @@ RPC_DURATION = _histogram(
 HTTP_DURATION = _histogram(
     "http.server.request.duration",
     "s",
-    "Export requests by HTTP, from their headers' arrival to their answer, those refused unread too.",
+    "Requests by HTTP, from their headers' arrival to their answer, those refused unread too. Those for another path"
+    " have no route.",
     _SECONDS,
     "http.request.method",
     "http.route",

@@ -66,17 +66,19 @@ class Metrics:
             first = instrument is group.instruments[0]
             self._create(instrument.definition, reading.callback(instrument.observe, first=first))
 
-    def answered(self, method: str, status: str, seconds: float) -> None:
-        """Record an export call: by HTTP if its method is a path, which was posted to, else by gRPC."""
+    def answered(self, called: str, status: str, seconds: float) -> None:
+        """Record a call, as an `Answered` is told of it."""
         attributes: dict[str, str | int]
-        if method.startswith("/"):
+        method, http, route = called.partition(" ")
+        if http:
             histogram, failed = self._http, status >= _FIRST_HTTP_FAILURE
             attributes = {
-                "http.request.method": "POST",
-                "http.route": method,
+                "http.request.method": method,
                 "http.response.status_code": int(status),
                 "url.scheme": self._scheme,
             }
+            if route:
+                attributes["http.route"] = route
         else:
             histogram, failed = self._rpc, status != _GRPC_OK
             attributes = {"rpc.system.name": "grpc", "rpc.method": method, "rpc.response.status_code": status}

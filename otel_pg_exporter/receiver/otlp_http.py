@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPMethod
 from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
@@ -78,6 +79,7 @@ class OtlpHttpServer:
         challenge: str,
     ) -> None:
         self._intake = intake
+        self._routes = {f"/v1/{name}": name for name in intake.takes}
         self._challenge = challenge
         # As many as calls are let in, so that none ever waits for a thread.
         self._threads = ThreadPoolExecutor(settings.max_calls, thread_name_prefix="otlp-http")
@@ -121,11 +123,11 @@ class OtlpHttpServer:
         )
         app = Starlette(
             routes=[
-                Route(f"/v1/{name}", functools.partial(self._export, name), methods=["POST"])
-                for name in self._intake.takes
+                Route(route, functools.partial(self._export, name), methods=["POST"])
+                for route, name in self._routes.items()
             ],
             middleware=[cors] if origins else [],
-            exception_handlers={HTTPException: _elsewhere},
+            exception_handlers={HTTPException: self._elsewhere},
         )
         app.router.redirect_slashes = False
         return app
@@ -134,8 +136,22 @@ class OtlpHttpServer:
         """Serve one request, and tell how it was answered, whether its body was read or not."""
         began = time.perf_counter()
         answer = await self._answered(name, request)
-        self._intake.answered(f"/v1/{name}", str(answer.status_code), time.perf_counter() - began)
+        self._intake.answered(f"POST /v1/{name}", str(answer.status_code), time.perf_counter() - began)
         return answer
+
+    def _elsewhere(self, request: Request, error: Exception) -> Response:
+        """Answer what is for no path or method of OTLP's."""
+        began = time.perf_counter()
+        assert isinstance(error, HTTPException)
+        media_type, answer = answer_type(request.headers), _ELSEWHERE[error.status_code]
+        message = f"{request.method} {request.url.path}: there are POST /v1/traces, /v1/logs and /v1/metrics"
+        refusal = _answer(media_type, answer.http, write(media_type, status_message(answer, message)))
+        refusal.headers.update(error.headers or {})
+        # What clients make up must not become label values.
+        method = request.method if request.method in HTTPMethod.__members__ else "_OTHER"
+        route = path if (path := request.scope["path"]) in self._routes else ""
+        self._intake.answered(f"{method} {route}", str(answer.http), time.perf_counter() - began)
+        return refusal
 
     async def _answered(self, name: str, request: Request) -> Response:
         sender = (
@@ -233,13 +249,3 @@ def _take(call: Call, take: Take, pieces: list[bytes]) -> bytes:
 
 def _answer(media_type: MediaType, status: int, body: bytes) -> Response:
     return Response(body, status, media_type=media_type.value)
-
-
-def _elsewhere(request: Request, error: Exception) -> Response:
-    """Answer what is for no path or method of OTLP's."""
-    assert isinstance(error, HTTPException)
-    media_type, answer = answer_type(request.headers), _ELSEWHERE[error.status_code]
-    message = f"{request.method} {request.url.path}: there are POST /v1/traces, /v1/logs and /v1/metrics"
-    refusal = _answer(media_type, answer.http, write(media_type, status_message(answer, message)))
-    refusal.headers.update(error.headers or {})
-    return refusal

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -107,6 +108,34 @@ def test_calls_are_counted_by_method_and_status_also_those_refused_before_they_a
     receiver.client.export(METRICS, b"")
     assert receiver.client.refused(LOGS, b"\xff").code is grpc.StatusCode.INVALID_ARGUMENT
     assert [calls(TRACES, "OK"), calls(METRICS, "OK"), calls(LOGS, "INVALID_ARGUMENT")] == [1, 1, 1]
+
+
+def test_a_wrong_path_or_method_is_counted_and_never_named(receiver: Receiver) -> None:
+    for method, path, host in (
+        ("POST", "/v1/profiles", "here"),
+        ("POST", "/made/up", "here"),
+        ("GET", "/v1/traces", "made/up"),
+        ("GET", "/v1/traces%0A", "here"),
+        ("PROPFIND", "/v1/logs", "here"),
+    ):
+        request = urllib.request.Request(
+            f"http://{receiver.service.http_endpoint}{path}", method=method, headers={"Host": host}
+        )
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=30)
+        caught.value.close()
+
+    found = Scrape(receiver.service).families["http_server_request_duration_seconds"]
+    assert {
+        tuple(map(each.labels.get, ("http_request_method", "http_route", "http_response_status_code"))): each.value
+        for each in found.samples
+        if each.name.endswith("_count")
+    } == {
+        ("POST", "", "404"): 2,
+        ("GET", "/v1/traces", "405"): 1,
+        ("GET", "", "405"): 1,
+        ("_OTHER", "/v1/logs", "405"): 1,
+    }
 
 
 def test_every_metric_is_defined_once_with_a_unit_and_a_meaning_and_shows_up(dsn: str, tmp_path: Path) -> None:
