@@ -12,6 +12,7 @@ from otel_pg_exporter.config import (
     SERVER_PREFIX,
     ExporterSettings,
     PipelineSettings,
+    ReceiverSettings,
     SecuritySettings,
     ServeSettings,
     Setting,
@@ -132,6 +133,36 @@ def test_a_variable_separates_words_by_commas_and_files_as_a_path_does() -> None
     environ = {"OTEL_PG_EXPORTER_CORS_ORIGINS": "https://a.example,http://b.example:8080"}
     loaded = load(ServeSettings, prefix=SERVER_PREFIX, environ=environ)
     assert loaded.receiver.cors_origins == ("https://a.example", "http://b.example:8080")
+
+
+def test_a_flag_of_words_may_hold_several_and_a_flag_of_files_holds_one() -> None:
+    words = load(ServeSettings, prefix=SERVER_PREFIX, flags={"cors_origins": ["https://a.example, http://b:1", "*"]})
+    assert words.receiver.cors_origins == ("https://a.example", "http://b:1", "*")
+    files = load(ServeSettings, prefix=SERVER_PREFIX, flags={"mappings": ["a:b.toml", "c,d.toml"]})
+    assert files.mapping.mappings == (Path("a:b.toml"), Path("c,d.toml"))
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "app.example",
+        "https://app.example/",
+        "https://App.example",
+        "https://app.example:443",
+        "http://app.example:80",
+        "https://*.example",
+        "https://äpp.example",
+        "null",
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_an_error(origin: str) -> None:
+    with pytest.raises(ConfigurationError, match="is no origin as browsers send it"):
+        ReceiverSettings(cors_origins=("https://good.example", origin))
+
+
+def test_origins_with_a_port_an_address_or_a_scheme_of_their_own_are_taken() -> None:
+    for origin in ("http://localhost:3000", "http://[::1]:8080", "chrome-extension://abc", "https://app.example:8443"):
+        assert ReceiverSettings(cors_origins=(origin,)).cors_origins == (origin,)
 
 
 def test_a_certificate_needs_its_key_and_client_certificates_need_both() -> None:

@@ -1,11 +1,12 @@
 """Every setting that there is, in groups, as frozen values; names are flags, variables and keys at once (`loading`)."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from otel_pg_exporter.config.loading import setting
+from otel_pg_exporter.config.loading import redacted, setting
 from otel_pg_exporter.errors import ConfigurationError
 
 SERVER_PREFIX = "OTEL_PG_EXPORTER_"
@@ -18,6 +19,9 @@ _LARGEST_INT32 = 2**31 - 1  # what gRPC's and PostgreSQL's own settings can hold
 # A writer keeps one of PostgreSQL's processes busy, so more of them than cores fill batches less and gain nothing; a
 # second one writes while the first one waits for the disk.
 _FEWEST_WRITERS, _MOST_WRITERS = 2, 8
+
+# An origin as browsers write it, without the port that its scheme has anyway: any other form would match no page.
+_ORIGIN = re.compile(r"(?!https://[^:]+:443$|http://[^:]+:80$)[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 
 
 def available_cores() -> int:
@@ -179,6 +183,15 @@ class ReceiverSettings:
     cors_origins: tuple[str, ...] = setting(
         (), "origins (https://app.example) whose pages in a browser may send by OTLP/HTTP; `*`: all"
     )
+
+    def __post_init__(self) -> None:
+        """Refuse what no browser calls an origin: it would let nobody in, and say so nowhere."""
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigurationError(
+                    f"--cors-origins: {redacted(origin)!r} is no origin as browsers send it (examples: "
+                    "https://app.example, http://localhost:3000; *: all)"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

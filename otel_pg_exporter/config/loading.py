@@ -272,9 +272,12 @@ def _parse(kind: Any, value: object, *, size: bool) -> object:  # noqa: ANN401 -
             raise ValueError(f"{value!r} is none of {', '.join(arguments)}")
         return value
     if origin is tuple:
-        parts = value.split(_separator(arguments[0])) if isinstance(value, str) else value
+        separator = _separator(arguments[0])
+        parts = value.split(separator) if isinstance(value, str) else value
         if not isinstance(parts, Sequence):
             raise ValueError(f"{value!r} is no list")
+        if arguments[0] is str:  # one flag may hold several; a file's name may hold the separator
+            parts = [word.strip() for part in parts for word in _text(part).split(separator)]
         return tuple(_parse(arguments[0], part, size=size) for part in parts if part != "")
     if origin is types.UnionType:  # `X | None`: None is the default alone, never written
         return _parse(arguments[0], value, size=size)
