@@ -209,9 +209,12 @@ class _Connection(HttpToolsProtocol):
         super().data_received(data)
         self._data = b""
         if self._unparsed > _LARGEST_HEAD and not self.transport.is_closing():
-            if not self._owes_answers:
-                self.transport.write(_TOO_LARGE_A_HEAD)
-            self.transport.close()
+            self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        if not self._owes_answers:
+            self.transport.write(_TOO_LARGE_A_HEAD)
+        self.transport.close()
 
     @property
     def _owes_answers(self) -> bool:
@@ -219,7 +222,7 @@ class _Connection(HttpToolsProtocol):
         return bool(self.pipeline) or not (self.cycle is None or self.cycle.response_complete or self.cycle.more_body)
 
     def send_400_response(self, msg: str) -> None:
-        if self._owes_answers:
+        if self._owes_answers or self.transport.is_closing():
             self.transport.close()
         else:
             super().send_400_response(msg)
@@ -246,6 +249,9 @@ class _Connection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         self._unparsed = 0
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > _LARGEST_HEAD:
+            self._refuse_head()
+            raise httptools.HttpParserError("the headers are too large")  # for the parser, which is to stop
         self._cease_to_wait()
         super().on_headers_complete()
         self.headers = []  # for trailers, which uvicorn takes for headers: credentials among them

@@ -118,6 +118,14 @@ def test_headers_of_any_kind_that_never_end_are_cut_off(start: Start) -> None:
             assert answer[:12] in {b"", b"HTTP/1.1 431", b"HTTP/1.1 400"}
 
 
+def test_headers_are_measured_however_they_come(start: Start) -> None:
+    port = start()
+    last = b"connection: close\r\n\r\n"
+    for most in (b"x: " + b"v" * 60_000 + b"\r\n", b"name: v\r\n" * 7_000):
+        assert heard(port, GET[:-2] + most + last).startswith(b"HTTP/1.1 200")
+        assert heard(port, GET[:-2] + most * 2 + last).startswith(b"HTTP/1.1 431")
+
+
 def test_pipelined_requests_are_answered_in_their_order_and_the_connection_lives_on(start: Start) -> None:
     port = start()
     answer = heard(port, GET * 100 + GET.replace(b"host: x", b"connection: close"))
