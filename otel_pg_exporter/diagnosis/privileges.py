@@ -90,6 +90,17 @@ def privileges(database: Database) -> Iterator[Finding]:
         )
 
 
+def schema_is_closed(database: Database) -> Iterator[Finding]:
+    """Tell that this role may not even look into the schema."""
+    user = database.value("SELECT current_user::text")
+    use = _Right(name="USAGE", kind="SCHEMA ", object=":schema")
+    yield problem(
+        "privileges",
+        f"role {user} may not use schema {database.schema}",
+        f"{_statement(database, use, user)}; what else `serve` needs: {_ROLES_PAGE}",
+    )
+
+
 def _has(database: Database, right: _Right) -> bool:
     if right.kind == "SCHEMA ":
         return bool(database.value("SELECT has_schema_privilege(%s, %s)", database.schema, right.name))

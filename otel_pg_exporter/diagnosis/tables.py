@@ -8,7 +8,7 @@ from otel_pg_exporter import mapping
 from otel_pg_exporter.config import ServeSettings
 from otel_pg_exporter.diagnosis.asking import Database, composed
 from otel_pg_exporter.diagnosis.finding import Check, Finding, ok, problem, warning
-from otel_pg_exporter.diagnosis.privileges import privileges
+from otel_pg_exporter.diagnosis.privileges import privileges, schema_is_closed
 from otel_pg_exporter.errors import DeploymentError, SchemaError
 from otel_pg_exporter.postgres.columns import identifier
 from otel_pg_exporter.postgres.migrate import check
@@ -18,11 +18,20 @@ _PARENTS = (("spans", "start_time"), ("logs", "time"))
 
 def table_checks(database: Database, settings: ServeSettings) -> list[tuple[str, Check]]:
     """Return the checks, each with its subject; those that need tables are left out where there are none."""
-    checks: list[tuple[str, Check]] = [("tables", lambda: _tables(database, settings))]
-    if not database.value("SELECT to_regclass(%s) IS NOT NULL", f"{identifier(database.schema)}.spans"):
-        return checks
+    found = database.rows(
+        "SELECT has_schema_privilege(n.oid, 'USAGE'), (SELECT count(*) FROM pg_class AS c"
+        " WHERE c.relnamespace = n.oid AND c.relname IN ('schema_migrations', 'spans')) = 2"
+        " FROM pg_namespace AS n WHERE n.nspname = %s",
+        database.schema,
+    )
+    [(may_use, ours)] = found or [(True, False)]
+    if not may_use:
+        return [("privileges", lambda: schema_is_closed(database))]
+    tables: tuple[str, Check] = ("tables", lambda: _tables(database, settings))
+    if not ours:
+        return [tables]
     return [
-        *checks,
+        tables,
         ("privileges", lambda: privileges(database)),
         ("partitions", lambda: _partitions(database, settings.partitions_ahead)),
         ("DEFAULT partition", lambda: _default_partitions(database)),

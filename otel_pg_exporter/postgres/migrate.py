@@ -54,6 +54,7 @@ _TABLES = frozenset(
         "traces",
     }
 )
+_TAKEN = (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateFunction, psycopg.errors.DuplicateObject)
 _SETTINGS = "SET LOCAL standard_conforming_strings = on;\nSET LOCAL client_min_messages = warning;"
 _PLACEHOLDER = re.compile(r"(?<!:):(schema|promoted_columns)\b")
 
@@ -225,6 +226,11 @@ def check(connection: Connection, schema: str, mapping: Mapping) -> None:
         if not pending:
             _refuse_lost_tables(connection, schema)
         missing = missing_columns(mapped_columns(mapping), existing_columns(connection, schema))
+    except psycopg.errors.InsufficientPrivilege as exc:
+        raise SchemaError(
+            f"schema {schema}: {exc.diag.message_primary}; log in as a role that may, or grant this one what "
+            "docs/how-to/roles.md lists"
+        ) from exc
     except psycopg.Error as exc:
         raise _translated(exc, schema) from exc
     if pending:
@@ -325,6 +331,11 @@ def _translated(error: psycopg.Error, schema: str) -> SchemaError | DatabaseUnav
         )
     if isinstance(error, psycopg.OperationalError):
         return DatabaseUnavailableError(f"schema {schema}: {reason}")
+    if isinstance(error, _TAKEN):
+        return SchemaError(
+            f"schema {schema}: {reason} ({error.sqlstate}), and is not ours; choose another schema by --schema, or "
+            "another database"
+        )
     return SchemaError(f"schema {schema}: {reason} ({error.sqlstate})")
 
 

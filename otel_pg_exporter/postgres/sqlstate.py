@@ -42,6 +42,7 @@ _TABLE = {
 
 _MIGRATE = "run `otel-pg-exporter migrate` with the same settings"
 _REMEDIES = {
+    "25006": "`otel-pg-exporter check` tells whether this is a standby, or was made read-only",
     "23514": "attach the DEFAULT partition again",
     "42501": "grant what docs/how-to/roles.md lists",
     "42P01": _MIGRATE,
@@ -84,7 +85,8 @@ def unavailable(error: psycopg.Error, *, phase: str, broken: bool) -> DatabaseUn
         return DeploymentError(f"PostgreSQL refuses every row at {text}; {remedy(error)}")
     # Without a connection, nobody knows whether a COMMIT that was on its way arrived.
     kind = OutageError if is_outage(error, broken=broken) else DatabaseUnavailableError
-    return kind(f"PostgreSQL failed at {text}", in_doubt=broken and phase == "COMMIT")
+    todo = f"; {_REMEDIES[state]}" if not broken and state in _REMEDIES else ""
+    return kind(f"PostgreSQL failed at {text}{todo}", in_doubt=broken and phase == "COMMIT")
 
 
 def remedy(error: psycopg.Error) -> str:

@@ -107,6 +107,25 @@ def test_tables_that_are_missing_or_old_are_a_problem_with_the_command_that_make
     assert "is older" in checked(tmp_path, OTEL_PG_EXPORTER_DSN=dsn, status=1)["tables"]["message"]
 
 
+def test_a_role_that_may_not_use_the_schema_hears_so_beside_all_other_findings(ready: str, tmp_path: Path) -> None:
+    writer = as_role("otel_writer", ready)
+    execute(ready, "REVOKE USAGE ON SCHEMA otel FROM otel_writer")
+    found = checked(tmp_path, OTEL_PG_EXPORTER_DSN=writer, status=1)
+    assert found["privileges"]["message"] == "role otel_writer may not use schema otel"
+    grant, _, rest = found["privileges"]["remedy"].partition(";")
+    assert "docs/how-to/roles.md" in rest
+    assert {"version", "clock", "connections", "locks"} <= found.keys()
+    execute(as_role("otel_migrator", ready), grant)
+    assert checked(tmp_path, OTEL_PG_EXPORTER_DSN=writer)["privileges"]["grade"] == "ok"
+
+
+def test_tables_of_another_program_are_no_reason_to_examine_ours(empty_dsn: str, tmp_path: Path) -> None:
+    execute(empty_dsn, "CREATE SCHEMA otel; CREATE TABLE otel.spans (id int)")
+    found = checked(tmp_path, OTEL_PG_EXPORTER_DSN=empty_dsn, status=1)
+    assert "no schema otel with our tables" in found["tables"]["message"]
+    assert not {"privileges", "partitions", "dead letters"} & found.keys()
+
+
 def test_rows_of_today_in_default_are_moved_by_the_sql_that_it_names(dsn: str, tmp_path: Path) -> None:
     execute(
         dsn,

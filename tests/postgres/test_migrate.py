@@ -318,6 +318,16 @@ def test_a_missing_schema_is_told_from_a_missing_right(
         check(stranger, "otel", bundled_mapping)
 
 
+def test_a_schema_with_another_programs_tables_is_left_alone_and_the_setting_for_another_is_named(
+    empty_dsn: str, empty: Connection, bundled_mapping: Mapping
+) -> None:
+    empty.execute("CREATE SCHEMA otel")
+    empty.execute("CREATE TABLE otel.spans (id int)")
+    with pytest.raises(SchemaError, match=r'"spans" already exists .*not ours; choose another schema by --schema'):
+        migrate(DatabaseSettings(dsn=empty_dsn), bundled_mapping)
+    assert migrate(DatabaseSettings(dsn=empty_dsn, schema="telemetry"), bundled_mapping) == FILES
+
+
 def test_an_older_schema_is_told_to_migrate(connection: Connection, bundled_mapping: Mapping) -> None:
     connection.execute("DELETE FROM schema_migrations WHERE version = (SELECT max(version) FROM schema_migrations)")
     message = f"older than this package: it lacks {FILES[-1]}; run `otel-pg-exporter migrate`"

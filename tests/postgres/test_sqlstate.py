@@ -74,6 +74,12 @@ def test_a_deployment_error_names_its_remedy() -> None:
     assert "docs/how-to/roles.md" in str(unavailable(error("42501"), phase="spans", broken=False))
 
 
+def test_a_read_only_server_is_waited_for_and_the_command_that_tells_why_is_named() -> None:
+    away = unavailable(error("25006"), phase="ensure_partitions", broken=False)
+    assert type(away) is OutageError
+    assert "`otel-pg-exporter check` tells whether this is a standby" in str(away)
+
+
 def copy_numbers(connection: psycopg.Connection[tuple[Any, ...]], numbers: Sequence[int]) -> None:
     with connection.cursor() as cursor, cursor.copy("COPY numbers FROM STDIN (FORMAT BINARY)") as copy:
         copy.set_types(["int4"])
