@@ -23,6 +23,8 @@ pub const REQUEST_FIELDS: usize = 1;
 
 pub const TRACE_ID_BYTES: usize = 16;
 pub const SPAN_ID_BYTES: usize = 8;
+/// What an id begins with that a text should have held in hex, but did not: by itself longer than any id.
+pub const NOT_HEX: &[u8] = b"not hexadecimal: ";
 const NS_PER_MINUTE: u64 = 60_000_000_000;
 const CANONICAL_V1: &[u8] = b"otel-pg-exporter resource 1\n";
 

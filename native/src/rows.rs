@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use crate::batch::{Batch, Halt, Hold, Receipt, Result};
 use crate::copy::{self, pg_time};
 use crate::facts::{Fact, Facts};
-use crate::fields::{self, RESOURCE_FIELDS, SCOPE_FIELDS, SPAN_ID_BYTES, TRACE_ID_BYTES, is_zero};
+use crate::fields::{self, NOT_HEX, RESOURCE_FIELDS, SCOPE_FIELDS, SPAN_ID_BYTES, TRACE_ID_BYTES, is_zero};
 use crate::json::{anomaly, repair};
 use crate::messages::{LogRecord, Resource, Scope, Span};
 use crate::packed::Packed;
@@ -349,6 +349,8 @@ fn refusal(span: &Span<'_>) -> Option<String> {
 fn id_fault(name: &str, id: &[u8], size: usize) -> Option<String> {
     if id.is_empty() {
         Some(format!("{name} is empty"))
+    } else if id.starts_with(NOT_HEX) {
+        Some(format!("{name} is not {} hexadecimal digits", 2 * size))
     } else if id.len() != size {
         Some(format!("{name} has {} bytes, not {size}", grouped(id.len())))
     } else if is_zero(id) {

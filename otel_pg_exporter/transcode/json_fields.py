@@ -17,7 +17,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from otel_pg_exporter.transcode.protobuf_wire import DELIMITED, FIXED32, FIXED64, VARINT, encode_varint
-from otel_pg_exporter.transcode.values import MAX_LEVEL
+from otel_pg_exporter.transcode.values import MAX_LEVEL, NOT_HEX
 
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
@@ -26,9 +26,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _URL_SAFE = str.maketrans("-_", "+/")
 _SHOWN = 50  # characters of a value in a message about it
 
-# The fields that are hex, where all other bytes are base64; and the lengths that an id can have.
+# The fields that are hex, where all other bytes are base64.
 _IDS = frozenset({"trace_id", "span_id", "parent_span_id"})
-_ID_LENGTHS = (8, 16)
 
 Encode = Callable[[Any], bytes]  # a value, without the field's tag
 Write = Callable[[Any, int], bytes]  # a whole field; the level is its message's, counted from the request
@@ -156,8 +155,7 @@ def _from_hex(text: str) -> bytes:
     try:
         return binascii.unhexlify(text)
     except ValueError:
-        wrong = utf8(text)
-        return wrong + b"?" if len(wrong) in _ID_LENGTHS else wrong
+        return NOT_HEX + utf8(text)
 
 
 def _from_base64(text: str) -> bytes:

@@ -11,6 +11,7 @@ from otel_pg_exporter.transcode.fields import log_fields, resource_fields, scope
 from otel_pg_exporter.transcode.plan import Fields, Message, Plan
 from otel_pg_exporter.transcode.values import (
     MINUTES_PER_DAY,
+    NOT_HEX,
     NS_PER_MINUTE,
     SPAN_ID_BYTES,
     TRACE_ID_BYTES,
@@ -274,6 +275,8 @@ def _refusal(span: Span) -> str | None:
 def _id_fault(name: str, identity: bytes, size: int) -> str | None:
     if not identity:
         return f"{name} is empty"
+    if identity.startswith(NOT_HEX):
+        return f"{name} is not {2 * size} hexadecimal digits"
     if len(identity) != size:
         return f"{name} has {len(identity):,} bytes, not {size}"
     return None if any(identity) else f"{name} is all zeros"

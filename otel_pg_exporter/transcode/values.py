@@ -33,6 +33,9 @@ ITEM_LEVEL = 5  # ResourceSpans > ScopeSpans > Span, LogRecord or scope > KeyVal
 EVENT_LEVEL = 6  # ResourceSpans > ScopeSpans > Span > Event or Link > KeyValue > AnyValue
 TRACE_ID_BYTES = 16
 SPAN_ID_BYTES = 8
+NOT_HEX = b"not hexadecimal: "
+"""What an id begins with that a text should have held in hex, but did not: by itself longer than any id."""
+
 NS_PER_MINUTE = 60_000_000_000
 MINUTES_PER_DAY = 1440
 

@@ -170,6 +170,7 @@ def test_a_log_field_arrives_normalised_and_flagged(
         ({"span_id": bytes(8)}, "span_id is all zeros"),
         ({"trace_id": b"x" * 17}, "trace_id has 17 bytes, not 16"),
         ({"trace_id": bytes(16)}, "trace_id is all zeros"),
+        ({"span_id": b"not hexadecimal: "}, "span_id is not 16 hexadecimal digits"),
         ({"trace_id": b"", "span_id": b"x"}, "trace_id is empty; span_id has 1 bytes, not 8"),
     ],
 )

@@ -176,25 +176,29 @@ def test_a_resource_or_scope_that_cannot_be_converted_costs_its_own_items_alone(
     ]
 
 
-def test_ids_that_are_no_hex_are_judged_as_ids_of_a_wrong_length() -> None:
+def test_ids_that_are_no_hex_are_invalid_and_called_that_without_being_repeated() -> None:
     wrong = [
-        "zz",
         "0102",
+        "zz",
+        IDS["traceId"][:-1],
         "not sixteen chars",
         "sixteen no hex!!",
         "eight ch",
-        "",
         base64.b64encode(b"x" * 16).decode(),
+        "x" * 100_000,
     ]
     body = converted(around(", ".join(span(traceId=each) for each in [*wrong, IDS["traceId"]])))
     batch = transcode(plan(Signal.TRACES), body, now_ns=NOW)
     assert [rejection.item for rejection in batch.rejected] == list(range(len(wrong)))
-    assert all("trace_id" in rejection.reason for rejection in batch.rejected)
-    records = ", ".join(json.dumps({"traceId": each, "body": {"stringValue": "kept"}}) for each in wrong if each)
+    assert [rejection.kind for rejection in batch.rejected] == ["invalid_id"] * len(wrong)
+    first, *others = (rejection.reason for rejection in batch.rejected)
+    assert first == "trace_id has 2 bytes, not 16"
+    assert set(others) == {"trace_id is not 32 hexadecimal digits"}
+    records = ", ".join(json.dumps({"traceId": each, "body": {"stringValue": "kept"}}) for each in wrong)
     text = f'{{"resourceLogs": [{{"scopeLogs": [{{"logRecords": [{records}]}}]}}]}}'
     logs = transcode(plan(Signal.LOGS), converted(text, ExportLogsServiceRequest), now_ns=NOW)
     rows = [read(columns().table(Signal.LOGS), row) for row in logs.rows]
-    assert [(row["trace_id"], row["body"]) for row in rows] == [(None, "kept")] * (len(wrong) - 1)
+    assert [(row["trace_id"], row["body"]) for row in rows] == [(None, "kept")] * len(wrong)
     assert all(row["anomalies"] & Anomaly.INVALID_ID for row in rows)
 
 
