@@ -12,6 +12,9 @@ _REASONS_SHOWN = 3
 _KINDS = {
     "trace_id ": "invalid_id",
     "span_id ": "invalid_id",
+    "too large: ": "limit",
+    "its resource is too large: ": "limit",
+    "its scope is too large: ": "limit",
     "its scope adds ": "limit",
     "the rows of this request exceed ": "limit",
 }

@@ -52,23 +52,27 @@ class Mended(NamedTuple):
 
     request: Message | None  # that holds nothing else; None when it is refused
     repaired: bool = False  # it is UTF-8 only now
-    fault: str = ""  # why it is refused
+    fault: str = ""  # why it is refused: what it is
 
 
 def mend(part: Part, data: bytes, limits: Limits) -> Mended:
     """Parse a part alone; if that fails, repair its UTF-8 and try once more."""
     try:
         if (fault := _excess(part, data, limits)) is not None:
-            return Mended(None, fault=fault)
+            return Mended(None, fault=f"too large: {fault}")
         request = _parse(part, data)
         if request is not None:
             return Mended(request)
         if len(data) > limits.repair_bytes:
-            return Mended(None, fault=f"protobuf refuses it; {len(data):,} bytes are too many for a repair")
+            return Mended(
+                None, fault=f"not decodable: protobuf refuses it; {len(data):,} bytes are too many for a repair"
+            )
         request = _parse(part, repair_utf8(data, part.descriptor, len(part.path)))
     except MalformedError as error:
-        return Mended(None, fault=str(error))
-    return Mended(None, fault="protobuf refuses it") if request is None else Mended(request, repaired=True)
+        return Mended(None, fault=f"not decodable: {error}")
+    if request is None:
+        return Mended(None, fault="not decodable: protobuf refuses it")
+    return Mended(request, repaired=True)
 
 
 def _excess(part: Part, data: bytes, limits: Limits) -> str | None:

@@ -153,7 +153,7 @@ class _Pieces:
     def _resource(self, rest: bytes) -> _ReadResource:
         mended = mend(self._parts.resource, rest, self._limits)
         if mended.request is None:
-            return _ReadResource(None, repaired=False, fault=f"its resource is not decodable: {mended.fault}")
+            return _ReadResource(None, repaired=False, fault=f"its resource is {mended.fault}")
         group = getattr(mended.request, self._schema.resources)[0]
         encoded = self._builder.resource(_resource(group.resource, group.schema_url))
         return _ReadResource(encoded, mended.repaired, fault="")
@@ -161,7 +161,7 @@ class _Pieces:
     def _scope(self, rest: bytes, resource: _ReadResource) -> _ReadScope:
         mended = mend(self._parts.scope, rest, self._limits)
         if resource.encoded is None or mended.request is None:
-            return _ReadScope(None, 0, resource.fault or f"its scope is not decodable: {mended.fault}")
+            return _ReadScope(None, 0, resource.fault or f"its scope is {mended.fault}")
         part = self._scope_of(mended.request)
         shared = self._builder.share(resource.encoded, _scope(part.scope, part.schema_url))
         return _ReadScope(shared, Anomaly.INVALID_UTF8 if resource.repaired or mended.repaired else 0, fault="")
@@ -191,7 +191,7 @@ class _Pieces:
     def _item(self, data: bytes, shared: Shared, found: int) -> None:
         mended = mend(self._parts.item, data, self._limits)
         if mended.request is None:
-            self._reject(f"not decodable: {mended.fault}")
+            self._reject(mended.fault)
             return
         (item,) = getattr(self._scope_of(mended.request), self._schema.items)
         self._add(self._index, item, Anomaly.INVALID_UTF8 if mended.repaired else found, shared)

@@ -16,7 +16,7 @@ from tests.workload import log_body, record, span, trace_body
 pytestmark = pytest.mark.parametrize("protocol", ["grpc", "http"])
 
 MIB = 2**20
-MANY = "not decodable: more than 131,072 fields (attributes, events, links, and what they hold)"
+MANY = "too large: more than 131,072 fields (attributes, events, links, and what they hold)"
 NESTED = "not decodable: messages nest deeper than 100 levels"
 
 

@@ -122,8 +122,9 @@ def test_a_span_of_millions_of_fields_is_refused_alone(many: bytes) -> None:
 
     assert batch.items == [0, 2]
     assert [rejection.reason for rejection in batch.rejected] == [
-        "not decodable: more than 131,072 fields (attributes, events, links, and what they hold)"
+        "too large: more than 131,072 fields (attributes, events, links, and what they hold)"
     ]
+    assert batch.rejected[0].kind == "limit"
 
 
 def test_a_span_of_thirty_thousand_attributes_arrives() -> None:
@@ -138,8 +139,9 @@ def test_a_resource_of_millions_of_attributes_refuses_its_own_items_alone() -> N
 
     assert batch.items == [2]
     assert {rejection.reason for rejection in batch.rejected} == {
-        "its resource is not decodable: more than 131,072 fields (attributes, events, links, and what they hold)"
+        "its resource is too large: more than 131,072 fields (attributes, events, links, and what they hold)"
     }
+    assert {rejection.kind for rejection in batch.rejected} == {"limit"}
 
 
 def test_items_for_whose_rows_there_is_no_room_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +162,7 @@ def test_a_huge_resource_refuses_its_items() -> None:
 
     assert batch.items == [1]
     assert [rejection.reason for rejection in batch.rejected] == [
-        "its resource is not decodable: 4,194,327 bytes; at most 4,194,304 are allowed"
+        "its resource is too large: 4,194,327 bytes; at most 4,194,304 are allowed"
     ]
 
 
@@ -192,7 +194,7 @@ def test_text_is_reckoned_as_python_holds_it(text: str, size: int) -> None:
 
     assert reasons(size) == ["trace_id is empty; span_id is empty"]
     assert reasons(size - 1) == [
-        f"not decodable: its text takes {size:,} bytes once decoded; at most {size - 1:,} are allowed"
+        f"too large: its text takes {size:,} bytes once decoded; at most {size - 1:,} are allowed"
     ]
 
 
