@@ -1,4 +1,4 @@
-"""The environment of a process that receives, as libpq and gRPC read it, and what it may open."""
+"""The environment of a process that receives, as libpq, gRPC and OpenTelemetry read it, and what it may open."""
 
 import contextlib
 import os
@@ -13,6 +13,8 @@ def prepare(*, own_postgres: bool) -> None:
         # Meant for other servers: a DSN outdoes most of libpq's variables, but not PGSERVICE.
         for name in [name for name in os.environ if name.startswith("PG")]:
             del os.environ[name]
+    # Meant for apps that share the environment: without our own metrics, no alert would ever fire.
+    os.environ.pop("OTEL_SDK_DISABLED", None)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core logs to stderr in a form of its own
     # What gRPC does in a forked child, for its own sake, crashed one in a hundred before they became PostgreSQL.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
