@@ -28,6 +28,11 @@ def set_up(settings: MonitoringSettings, *, attended: bool) -> None:
     logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
+def speak_json() -> bool:
+    """Tell whether a machine reads what goes to stderr."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+
+
 def _json() -> logging.Formatter:
     return JsonFormatter(list(_FIELDS), rename_fields={**_FIELDS, "exc_info": "exception"}, timestamp="timestamp")
 

@@ -1,9 +1,11 @@
 """The dispatch: which command runs, and with which code it exits.
 
 Exit codes: 0 all went well, 2 the command line or a setting is wrong, 1 anything else that keeps a command from its
-work. Errors are a line or two on stderr, without a stack trace, and never with a password.
+work. Errors are a line or two on stderr, without a stack trace, and never with a password; where log lines are JSON, they
+are one of these.
 """
 
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from otel_pg_exporter.cli import (
     completion,
     config,
     dead_letters,
+    logs,
     migrate,
     partitions,
     serve,
@@ -74,14 +77,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         status: int = help_instead(parser) if options.command is None else options.run(options)
     except ConfigurationError as exc:
-        return fail(exc, status=2)
+        return _fail(exc, status=2)
     except OutageError as exc:
-        return fail(exc, "" if isinstance(exc, DeploymentError) else exc.remedy or _CHECK_DSN, status=1)
+        return _fail(exc, "" if isinstance(exc, DeploymentError) else exc.remedy or _CHECK_DSN, status=1)
     except ExporterError as exc:
-        return fail(exc, status=1)
+        return _fail(exc, status=1)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return status
+
+
+def _fail(error: ExporterError, remedy: str = "", *, status: int) -> int:
+    if logs.speak_json():
+        logging.getLogger(__package__).critical("%s", "; ".join(filter(None, [str(error), remedy])))
+        return status
+    return fail(error, remedy, status=status)
 
 
 def whole_parser() -> Parser:

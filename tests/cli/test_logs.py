@@ -35,6 +35,14 @@ def test_what_serve_logs_where_nobody_looks_is_json_line_by_line(serve: StartSer
     assert any(record["message"].startswith("statistics: ") for record in records)
 
 
+def test_why_serve_could_not_start_is_json_too_with_what_to_do() -> None:
+    done = run("serve", "--dsn", "host=127.0.0.1 port=1", "--no-spool", OTEL_PG_EXPORTER_LOG_FORMAT="auto")
+    assert done.returncode == 1
+    last = [json.loads(line) for line in done.stderr.splitlines()][-1]
+    assert last["level"] == "CRITICAL"
+    assert re.search("no connection to PostgreSQL .*; check that the server is up", last["message"])
+
+
 def test_an_exception_is_part_of_its_json_line() -> None:
     script = (
         "import logging\n"
