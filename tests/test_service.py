@@ -289,6 +289,20 @@ def test_partitions_are_created_ahead_again_and_again(dsn: str) -> None:
         assert rows(dsn, f"SELECT 1 FROM pg_class WHERE relname = '{name}'") == [(1,)]
 
 
+def test_partitions_that_could_not_be_made_are_no_success(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    with Service(settings(dsn)) as service, psycopg.connect(dsn) as connection:
+        job = next(job for job in service._jobs() if job.name == "partitions ahead")
+        last = dt.datetime.now(dt.UTC).date() + dt.timedelta(days=7)
+        connection.execute(f"DROP TABLE otel.spans_p{last:%Y%m%d}".encode())
+        connection.commit()
+        connection.execute("LOCK TABLE otel.spans IN ROW EXCLUSIVE MODE")  # as a writer who never ends
+        with pytest.raises(DatabaseUnavailableError, match="not all of the days to come have partitions"):
+            job.run()
+        assert "their rows go to the DEFAULT partition" in caplog.text
+        connection.rollback()
+        job.run()
+
+
 def test_a_postgresql_that_was_reached_before_may_be_away_at_the_start(dsn: str, tmp_path: Path) -> None:
     with proxy_for(dsn) as proxy:
         with_spool = replace(settings(proxy.dsn), spool=SpoolSettings(spool_dir=tmp_path))

@@ -172,11 +172,17 @@ class Database:
 
     def _create_partitions(self) -> None:
         with self.borrow() as connection:
-            self._create_partitions_by(connection)
+            complete = self._create_partitions_by(connection)
+        if not complete:
+            raise DatabaseUnavailableError(
+                "not all of the days to come have partitions yet; the next try is in an hour"
+            )
 
-    def _create_partitions_by(self, connection: Connection) -> None:
+    def _create_partitions_by(self, connection: Connection) -> bool:
+        """Return whether all days that are wanted have partitions now."""
         try:
-            partitions.ahead(connection, self.settings.schema, self._settings.partitions_ahead)
+            days = partitions.ahead(connection, self.settings.schema, self._settings.partitions_ahead)
+            return len(days) == self._settings.partitions_ahead + 1  # today, too
         except psycopg.Error as exc:
             raise unavailable(exc, phase="ensure_partitions", broken=connection.broken) from exc
 
