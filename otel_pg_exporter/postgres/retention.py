@@ -132,7 +132,8 @@ class Retention:
             else:
                 if rows:
                     return rows
-                busy = "another session holds its advisory lock, and is no receiver, which would let go"
+                # After attempts that met a locked table, it may as well be another receiver, which meets the same.
+                busy = busy or "another session holds its advisory lock, and is no receiver, which would let go"
             attempt += 1
             if attempt == _ATTEMPTS or not self._in_time(deadline):
                 raise _LockedError(f"retention: {function}() got no lock in {attempt} attempts: {busy}")

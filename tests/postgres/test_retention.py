@@ -169,6 +169,22 @@ def test_an_advisory_lock_that_is_never_free_is_told(dsn: str, owner: Connection
             ours.run(within=1)
 
 
+def test_of_a_locked_table_and_of_another_replica_that_meets_it_too_the_table_is_named(
+    dsn: str, owner: Connection
+) -> None:
+    fill(owner)
+    with open_connection(dsn) as reader, open_connection(dsn) as other, retention(dsn) as ours:
+        reader.execute("BEGIN; SELECT FROM spans LIMIT 1")
+        with ThreadPoolExecutor(1) as pool:
+            round_ = pool.submit(ours.run, within=4)
+            wait_until(lambda: fetch(owner, "SELECT FROM pg_locks WHERE NOT granted AND relation = 'spans'::regclass"))
+            with other.transaction():
+                other.execute("SELECT pg_advisory_xact_lock(hashtextextended('otel-pg-exporter retention otel', 0))")
+                with pytest.raises(DatabaseUnavailableError, match="spans stays locked"):
+                    round_.result()
+        reader.execute("ROLLBACK")
+
+
 def test_a_role_without_the_right_hears_what_to_do(dsn: str, owner: Connection) -> None:
     with retention(dsn, "otel_reader") as ours, pytest.raises(DeploymentError, match=r"permission denied.*roles\.md"):
         ours.run(within=60)
