@@ -1,8 +1,8 @@
 """The dispatch: which command runs, and with which code it exits.
 
 Exit codes: 0 all went well, 2 the command line or a setting is wrong, 1 anything else that keeps a command from its
-work. Errors are a line or two on stderr, without a stack trace, and never with a password; where log lines are JSON, they
-are one of these.
+work. Errors are a line or two on stderr, without a stack trace, and never with a password; where log lines are JSON,
+such a line.
 """
 
 import logging
