@@ -16,16 +16,21 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from otel_pg_exporter.postgres.embedded import EmbeddedServer, find_binaries
 from otel_pg_exporter.postgres.embedded_binaries import debian_binaries
 from tests.pgbouncer import PgBouncer, Route, pgbouncer_for, program
-from tests.support import FAST, PASSWORD, as_role
+from tests.support import FAST, PASSWORD, as_role, free_port
 
 # As `serve` does, before gRPC is imported: its fork handlers crashed one in a hundred of PostgreSQL's processes.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 VIA_PGBOUNCER = bool(os.environ.get("OTEL_PG_EXPORTER_TEST_PGBOUNCER"))
+
+# How long an example takes is up to a busy machine, and how large it is to chance: neither is to fail a test.
+settings.register_profile("busy", deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("busy")
 
 _numbers = itertools.count(1)
 
@@ -58,9 +63,11 @@ def server(binaries: Path) -> Iterator[EmbeddedServer]:
 
 @pytest.fixture
 def own_server(binaries: Path, open_folder: Path) -> Iterator[EmbeddedServer]:
-    """Return a running PostgreSQL for one test alone, to be killed and started at will."""
-    with EmbeddedServer(open_folder, binaries=binaries, settings=FAST) as running:
-        yield running
+    """Return a running PostgreSQL for one test alone, to be killed and started at will, on the same port."""
+    server = EmbeddedServer(open_folder, binaries=binaries, settings=FAST)
+    server._port = free_port()
+    with server:
+        yield server
 
 
 @pytest.fixture

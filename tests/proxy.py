@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from tests.support import free_port
+
 _COMMIT = b"COMMIT\0"  # as it stands in the message that carries the statement
 
 
@@ -41,7 +43,7 @@ class Proxy:
         self._bytes_to_stall: int | None = None
         self._stall_at_commit = ""
         self._listener: socket.socket | None = None
-        self._port = 0
+        self._port = free_port()  # on which it listens again after `refuse`
         self.accepted = 0  # connections so far
         self.commits_lost = 0
         self._then: Callable[[], None] = _nothing
@@ -54,7 +56,6 @@ class Proxy:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self._port))
         listener.listen()
-        self._port = listener.getsockname()[1]
         self._listener = listener
         self._start(self._accept, listener)
 

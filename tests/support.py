@@ -1,5 +1,8 @@
 """What tests share beyond fixtures: `from tests.support import wait_until`."""
 
+import contextlib
+import random
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +27,15 @@ def as_role(role: str, dsn: str) -> str:
     return make_conninfo(dsn, user=role, password=PASSWORD)
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
+def free_port() -> int:
+    """Return a free port for what listens later, or again: none that the system gives to whoever asks for any."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no free port")
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 60.0) -> None:
     """Return as soon as the condition holds; fail when it still does not after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     pause = threading.Event()

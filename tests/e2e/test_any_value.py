@@ -4,7 +4,7 @@ import hashlib
 import time
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
@@ -16,7 +16,7 @@ from tests.e2e.wire import enclosed
 from tests.workload import log_body, record, span, trace_body
 
 # Many values travel in one request, so that an example costs one round trip to PostgreSQL.
-_THOROUGH = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+_THOROUGH = settings(max_examples=60)
 
 
 def test_any_attributes_of_a_span_come_back_equal(receiver: Receiver) -> None:

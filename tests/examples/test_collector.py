@@ -12,9 +12,8 @@ import pytest
 
 from examples.python import shop
 from tests.examples.quickstart import EXAMPLES, environment, fetch, run, sending_to
-from tests.faults.test_process_kills import free_port
 from tests.serving import Serving, start_serving
-from tests.support import wait_until
+from tests.support import free_port, wait_until
 
 pytestmark = [
     pytest.mark.quickstart(language="collector"),

@@ -12,10 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from tests.examples.quickstart import EXAMPLES, assert_a_query_finds, assert_the_shop_is_told, fetch, run, variables
-from tests.faults.test_process_kills import free_port
 from tests.receiver.certificates import Files
 from tests.serving import Serving, start_serving
-from tests.support import wait_until
+from tests.support import free_port, wait_until
 
 pytestmark = [pytest.mark.toolchain, pytest.mark.timeout(900)]
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from otel_pg_exporter.postgres.embedded_account import Account, choose_account
-from tests.support import FAST, wait_until
+from tests.support import FAST, free_port, wait_until
 
 _REPLICATING: Mapping[str, str] = {**FAST, "wal_level": "replica", "max_wal_senders": "8"}
 _TIMEOUT = 60.0  # seconds
@@ -112,8 +111,7 @@ def _standby(folder: Path, programs: Path, primary: EmbeddedServer, dsn: str) ->
     clone: list[str | Path] = [programs / "pg_basebackup", "-d", source, "-D", folder / "pgdata", *options]
     status, printed = account.run(clone, timeout=_TIMEOUT)
     assert status == 0, printed
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     standby_dsn = make_conninfo(dsn, port=port)
     with (folder / "log").open("w") as log, _postgres(account, programs, folder / "pgdata", port, log.fileno()):
         wait_until(lambda: _answers(standby_dsn), _TIMEOUT)

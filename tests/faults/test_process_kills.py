@@ -1,10 +1,8 @@
 """Our own process killed under load, between receipt, spool, COMMIT and answer, and started again beside its spool."""
 
-import contextlib
 import os
 import random
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from tests.faults.judge import judge
 from tests.faults.load import Ledger, load
 from tests.proxy import Proxy
 from tests.serving import Serving, StartServing, start_serving
-from tests.support import wait_until
+from tests.support import free_port, wait_until
 
 _KILLS = 4  # in one round
 _LONGEST_DELAY = 0.3  # seconds between the last look and a kill
@@ -49,14 +47,6 @@ class House:
     def has_spooled(self) -> bool:
         """Tell whether a request lies in the spool, as far as can be seen from outside."""
         return any(file.stat().st_size > 100_000 for file in self._spool.rglob("spool.db-wal"))
-
-
-def free_port() -> int:
-    """Return a free port that no client gets by chance while it is not listened on."""
-    for port in random.sample(range(20_000, 30_000), 100):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise AssertionError("no free port")
 
 
 @pytest.fixture

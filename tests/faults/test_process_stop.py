@@ -11,9 +11,8 @@ import pytest
 
 from tests.faults.judge import judge
 from tests.faults.load import Ledger, load
-from tests.faults.test_process_kills import free_port
 from tests.serving import Serving, StartServing, start_serving
-from tests.support import wait_until
+from tests.support import free_port, wait_until
 
 _CLIENTS = 24
 _ITEMS = 20  # in one request

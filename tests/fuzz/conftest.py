@@ -9,7 +9,7 @@ from hypothesis import settings
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from tests.e2e.support import Receiver, receiving
 
-settings.register_profile("fuzz", max_examples=10_000, deadline=None)
+settings.register_profile("fuzz", max_examples=10_000)
 
 
 @pytest.fixture(scope="session")

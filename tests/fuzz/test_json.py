@@ -5,7 +5,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_pg_exporter.cli.otlp_json import otlp_json
@@ -17,8 +17,6 @@ from tests.fuzz.mutations import children, mutate_bytes
 from tests.fuzz.strategies import requests
 from tests.transcode.support import NOW, plan
 from tests.transcode.test_every_field import REQUESTS
-
-unhurried = settings(deadline=None)
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just("9" * 30),
@@ -54,7 +52,6 @@ def convert(signal: Signal, text: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("signal", list(Signal))
-@unhurried
 @given(data=st.data())
 def test_any_request_as_json_becomes_the_request_that_it_was(signal: Signal, data: st.DataObject) -> None:
     body = data.draw(requests(signal))
@@ -64,7 +61,6 @@ def test_any_request_as_json_becomes_the_request_that_it_was(signal: Signal, dat
 
 
 @pytest.mark.parametrize("signal", list(Signal))
-@unhurried
 @given(data=st.data())
 def test_whatever_stands_in_an_item_its_neighbours_do_not_notice(signal: Signal, data: st.DataObject) -> None:
     tree = tree_of(signal, data.draw(requests(signal)))
@@ -85,7 +81,6 @@ def test_whatever_stands_in_an_item_its_neighbours_do_not_notice(signal: Signal,
 
 
 @pytest.mark.parametrize("signal", list(Signal))
-@unhurried
 @given(data=st.data())
 def test_any_text_is_converted_or_undecodable_and_what_was_converted_is_decoded_item_by_item(
     signal: Signal, data: st.DataObject

@@ -12,7 +12,7 @@ from tests.fuzz.strategies import bodies
 from tests.receiver.support import refusal
 
 # A commit takes a hundred times as long as a look at the bytes alone.
-_settings = settings(max_examples=max(1, settings().max_examples // 3), deadline=None)
+_settings = settings(max_examples=max(1, settings().max_examples // 3))
 _FINAL = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 

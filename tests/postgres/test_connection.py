@@ -22,6 +22,7 @@ from otel_pg_exporter.postgres.connection import (
     watchdog,
 )
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
+from tests.support import free_port
 
 
 @pytest.fixture
@@ -33,12 +34,6 @@ def connections(empty_dsn: str) -> Iterator[Connections]:
 
 def backend(connection: Connection) -> int:
     return connection.info.backend_pid
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def copy_without_end(connection: Connection) -> None:
@@ -107,7 +102,7 @@ def test_a_connect_timeout_that_is_no_number_is_refused_before_the_first_connect
 
 
 def test_a_server_that_refuses_is_reported_at_once_and_without_the_password() -> None:
-    pool = Connections(DatabaseSettings(dsn=f"postgresql://u:s3cret@127.0.0.1:{unused_port()}/db"), size=1)
+    pool = Connections(DatabaseSettings(dsn=f"postgresql://u:s3cret@127.0.0.1:{free_port()}/db"), size=1)
     with pytest.raises(DatabaseUnavailableError, match="no connection to PostgreSQL") as caught, pool.borrow(30):
         pass
     assert "s3cret" not in str(caught.value)

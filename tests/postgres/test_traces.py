@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otel_pg_exporter.postgres.partitions import ensure_partitions
@@ -31,7 +31,7 @@ SECOND = dt.timedelta(seconds=1)
 Names = list[str | None]
 
 # A database for each example would take minutes; these statements leave nothing behind.
-shared_database = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+shared_database = settings(max_examples=60)
 names = st.lists(st.none() | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), max_size=8)
 many_names = st.integers(0, 300).map(lambda first: [f"s{number:03}" for number in range(first, first + 90)])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -32,8 +32,6 @@ if extension is None:
 from otel_pg_exporter.transcode import native
 
 SIGNALS = list(Signal)
-unhurried = settings(deadline=None)
-
 # Every kind of source and type that a mapping may name; the package's own columns are there, too.
 OWN_COLUMNS = """
 table = "spans"
@@ -86,19 +84,16 @@ def plan(request: pytest.FixtureRequest, columns: mapping.Mapping) -> Any:
     return native.compile_plan(columns, request.param, Window())
 
 
-@unhurried
 @given(data=st.data())
 def test_any_request_makes_the_same_rows(plan: Any, data: st.DataObject) -> None:
     assert_equal(plan, data.draw(requests(plan.signal)))
 
 
-@unhurried
 @given(data=st.data())
 def test_any_bytes_make_the_same_rows_or_the_same_refusal(plan: Any, data: st.DataObject) -> None:
     assert_equal(plan, data.draw(bodies(plan.signal)))
 
 
-@unhurried
 @given(data=st.data())
 def test_any_limits_refuse_the_same(plan: Any, data: st.DataObject) -> None:
     small = st.integers(0, 200)
@@ -165,7 +160,6 @@ def test_doubles_are_spelled_alike() -> None:
     assert_equal(plan, body)
 
 
-@unhurried
 @given(
     st.lists(
         st.tuples(st.text(st.sampled_from("ab\0\ufffd"), max_size=3), st.floats() | st.integers(-3, 3) | st.just("")),

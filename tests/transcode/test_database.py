@@ -5,7 +5,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
@@ -104,7 +104,6 @@ def test_keys_equal_what_the_database_returns_in_binary(dsn: str) -> None:
 def test_any_value_returns_from_the_database(dsn: str) -> None:
     with psycopg.connect(dsn) as connection:
 
-        @settings(suppress_health_check=list(HealthCheck), deadline=None)
         @given(trees)
         def returns(tree: Any) -> None:
             record = LogRecord(time_unix_nano=NOW, body=encode(tree, AnyValue()))
