@@ -11,8 +11,8 @@ from otel_pg_exporter.config import MonitoringSettings
 
 _COLOURS = {logging.DEBUG: "grey", logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
 
-# What a record calls them, and what JSON does.
-_FIELDS = {"levelname": "level", "name": "logger", "threadName": "thread", "message": "message"}
+# What a record calls them, and what JSON does, behind the time.
+_FIELDS = {"levelname": "level", "name": "logger", "message": "message", "threadName": "thread"}
 
 
 def set_up(settings: MonitoringSettings, *, attended: bool) -> None:
@@ -34,7 +34,12 @@ def speak_json() -> bool:
 
 
 def _json() -> logging.Formatter:
-    return JsonFormatter(list(_FIELDS), rename_fields={**_FIELDS, "exc_info": "exception"}, timestamp="timestamp")
+    return JsonFormatter(
+        list(_FIELDS),
+        rename_fields={**_FIELDS, "exc_info": "exception"},
+        timestamp="timestamp",
+        defaults={"timestamp": None},  # holds its place, the first: it is filled in last
+    )
 
 
 class _Text(logging.Formatter):

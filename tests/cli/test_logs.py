@@ -29,7 +29,7 @@ def test_what_serve_logs_where_nobody_looks_is_json_line_by_line(serve: StartSer
     records = [json.loads(line) for line in serving.stderr.splitlines()]
     assert {"WARNING", "INFO"} == {record["level"] for record in records}
     for record in records:
-        assert record.keys() == {"level", "logger", "thread", "message", "timestamp"}
+        assert list(record) == ["timestamp", "level", "logger", "message", "thread"]
         at = datetime.fromisoformat(record["timestamp"])
         assert (at.utcoffset(), abs(datetime.now(UTC) - at) < timedelta(minutes=10)) == (timedelta(0), True)
     assert any(record["message"].startswith("statistics: ") for record in records)
