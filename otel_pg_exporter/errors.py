@@ -26,6 +26,14 @@ What concerns one item of a request is no exception but a `Rejection` in its `Ou
 class ExporterError(Exception):
     """Base of all errors that this package raises on purpose."""
 
+    remedy = ""
+    """What to do about it, where that is known and the message does not say so."""
+
+    @property
+    def with_remedy(self) -> str:
+        """What a log line says of it."""
+        return f"{self}; {self.remedy}" if self.remedy else str(self)
+
 
 class StartupError(ExporterError):
     """The process cannot start."""
@@ -76,10 +84,7 @@ class OverloadedError(RetryableError):
 
 
 class DatabaseUnavailableError(RetryableError):
-    """A transaction failed, was too slow, or its COMMIT was not answered.
-
-    `in_doubt`: it may be committed. `remedy`: what to do about it, where that is known.
-    """
+    """A transaction failed, was too slow, or its COMMIT was not answered. `in_doubt`: it may be committed."""
 
     def __init__(self, message: str, *, in_doubt: bool = False, remedy: str = "") -> None:
         super().__init__(message)

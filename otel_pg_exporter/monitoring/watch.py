@@ -135,7 +135,7 @@ class Watch:
             self._last_silence = self._clock()
             if self._condition.postgresql_up and not failed:  # else the writer says so
                 self._said = True
-                _logger.warning("no answer from PostgreSQL: %s", exc)
+                _logger.warning("no answer from PostgreSQL: %s", exc.with_remedy)
             return False
         except DatabaseUnavailableError:  # all connections are busy
             return self._condition.postgresql_up

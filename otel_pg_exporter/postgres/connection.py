@@ -103,9 +103,7 @@ def connect(settings: DatabaseSettings) -> Connection:
     try:
         connection = _DeadlineConnection.open(_arguments(settings))
     except psycopg.Error as exc:
-        needs_password = exc.pgconn is not None and exc.pgconn.needs_password
-        remedy = libpq.remedy(parse_dsn(settings.dsn), needs_password=needs_password)
-        raise OutageError(_unreachable(settings, exc), remedy=remedy) from exc
+        raise _unreachable(settings, exc) from exc
     warn_if_encryption_is_optional(connection.pgconn)
     return connection
 
@@ -125,9 +123,12 @@ def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
     return arguments | {"autocommit": True, "client_encoding": "UTF8", "prepare_threshold": None}
 
 
-def _unreachable(settings: DatabaseSettings, exc: BaseException | None) -> str:
-    reason = " ".join(str(exc).split()) if exc is not None else "no connection became free"
-    return f"no connection to PostgreSQL ({mask_dsn(settings.dsn) or 'libpq defaults'}): {reason}"
+def _unreachable(settings: DatabaseSettings, exc: psycopg.Error) -> OutageError:
+    needs_password = exc.pgconn is not None and exc.pgconn.needs_password
+    return OutageError(
+        f"no connection to PostgreSQL ({mask_dsn(settings.dsn) or 'libpq defaults'}): {' '.join(str(exc).split())}",
+        remedy=libpq.remedy(parse_dsn(settings.dsn), needs_password=needs_password),
+    )
 
 
 class SilenceError(psycopg.OperationalError):
@@ -264,7 +265,7 @@ class Connections:
             try:
                 connection.execute("SELECT 1")
             except psycopg.Error as exc:
-                raise OutageError(_unreachable(self.settings, exc)) from exc
+                raise _unreachable(self.settings, exc) from exc
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool: the idle connections now, those on loan when they come back.
@@ -304,7 +305,7 @@ class Connections:
         except psycopg.Error as exc:
             with self._changed:
                 self._failed += 1
-            raise OutageError(_unreachable(self.settings, exc)) from exc
+            raise _unreachable(self.settings, exc) from exc
         connection.opened = time.monotonic()
         with self._changed:
             self._opened += 1

@@ -86,7 +86,7 @@ class Writer:
         try:
             return lent.enter_context(self._connections.borrow(patience))
         except DatabaseUnavailableError as exc:
-            said = self._notices.log(logging.WARNING, "connect", str(exc))
+            said = self._notices.log(logging.WARNING, "connect", exc.with_remedy)
             if isinstance(exc, OutageError):  # not when all connections are busy
                 self._note_outage(None, said=said)
             raise

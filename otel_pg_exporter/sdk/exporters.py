@@ -166,9 +166,9 @@ class _PostgresExporter:
                     self._settle(count, outcome)
                     rest = rest[count:]
             except ExporterError as exc:
-                self._lost(len(rest), exc)
+                self._lost(len(rest), exc.with_remedy)
             except Exception as exc:  # noqa: BLE001 - a bug of ours must not reach the application
-                self._lost(len(rest), exc, exc_info=exc)
+                self._lost(len(rest), str(exc), exc_info=exc)
             finally:
                 self._counters.add(self._signal, in_flight=-len(rest), refused=len(rest))
             if not rest and not outcome.spooled:
@@ -241,8 +241,10 @@ class _PostgresExporter:
         try:
             spool.append(batch, otlp_request(items), in_doubt=in_doubt)
         except ExporterError as exc:
-            raise OverloadedError(f"{reason}; and {exc}") from exc
-        what = f"{len(items):,} {self._signal.items} are in the spool, until PostgreSQL takes them: {reason}"
+            raise OverloadedError(f"{reason.with_remedy}; and {exc}") from exc
+        what = (
+            f"{len(items):,} {self._signal.items} are in the spool, until PostgreSQL takes them: {reason.with_remedy}"
+        )
         self._notices.log(logging.WARNING, "spooled", what)
 
     def _drain(self, seconds: float, *, insist: bool = False) -> None:
@@ -282,7 +284,7 @@ class _PostgresExporter:
             so_far = self._counters.snapshot().rejected + rejected
             self._notices.log(logging.WARNING, "rejected", f"{message} (kept in dead_letters; {so_far:,} so far)")
 
-    def _lost(self, count: int, reason: Exception, exc_info: BaseException | None = None) -> None:
+    def _lost(self, count: int, reason: str, exc_info: BaseException | None = None) -> None:
         lost = self._counters.snapshot().refused + count
         self._notices.log(
             logging.ERROR,

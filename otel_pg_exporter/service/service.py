@@ -201,8 +201,7 @@ class Service:
         except DatabaseUnavailableError as exc:
             if not was_used(self._settings.spool, self._database.target):
                 raise
-            reason = f"{exc}; {exc.remedy}" if exc.remedy else exc
-            _logger.warning("until there is a connection to PostgreSQL, requests go to the spool: %s", reason)
+            _logger.warning("until there is a connection to PostgreSQL, requests go to the spool: %s", exc.with_remedy)
             for signal in Signal:
                 self._availability.note_silence(signal)
 

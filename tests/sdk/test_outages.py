@@ -2,10 +2,13 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace.export import SpanExportResult
+from psycopg.conninfo import make_conninfo
 
+from otel_pg_exporter.postgres.connection import parse_dsn
 from otel_pg_exporter.sdk import PostgresSpanExporter
 from tests.sdk.conftest import Proxy, Query
 from tests.sdk.support import spans
@@ -79,6 +82,21 @@ def test_a_wrong_password_is_a_failure_whose_log_line_does_not_show_it(
     assert "password authentication failed" in caplog.text
     assert "s3cret" not in caplog.text
     exporter.shutdown()
+
+
+def test_a_passfile_that_libpq_ignores_is_named_with_the_remedy(
+    dsn: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = {key: value for key, value in parse_dsn(dsn).items() if key != "password"}
+    passfile = tmp_path / "pgpass"
+    passfile.write_text("*:*:*:*:s3cret\n")
+    passfile.chmod(0o640)
+    exporter = PostgresSpanExporter(dsn=make_conninfo(**{**parts, "passfile": str(passfile)}), timeout=0.3)
+    assert exporter.export(spans("lost")) is SpanExportResult.FAILURE
+    exporter.shutdown()
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2  # of the writer, which the receiver has, too; and of the exporter, which has lost them
+    assert all(f"chmod 0600 {passfile}" in line for line in lines)
 
 
 def test_a_server_that_stops_answering_is_a_failure_at_the_deadline(
