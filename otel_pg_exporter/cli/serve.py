@@ -127,9 +127,12 @@ class _Signals:
 
 
 def _banner(service: "Service") -> list[str]:
+    from psycopg.conninfo import make_conninfo
+
     from otel_pg_exporter.postgres.connection import mask_dsn, shareable_url
 
-    server, grpc, http = service.embedded, service.grpc_endpoint, service.http_endpoint
+    server, reader = service.embedded, service.reader_instead
+    grpc, http = service.grpc_endpoint, service.http_endpoint
     scheme = "http" if service.security.tls is None else "https"
     ways = [
         f"OTEL_EXPORTER_OTLP_ENDPOINT={_url(endpoint, scheme=scheme)} OTEL_EXPORTER_OTLP_PROTOCOL={protocol}"
@@ -151,11 +154,9 @@ def _banner(service: "Service") -> list[str]:
         f"  Metrics     {_metrics_url(service)}",
         f"  Spool       {service.spool_folder or 'none: while PostgreSQL is away, senders are asked to retry'}",
         "",
-        "See what arrives:"
-        if service.may_read
-        else "See what arrives, as a role that may read, since this one may not:",
+        "See what arrives:" if reader is None else "See what arrives, as a role that may read, since this one may not:",
         "",
-        f"  {_psql()} '{shareable_url(service.dsn if service.may_read else _with_reader(service.dsn))}'",
+        f"  {_psql()} '{shareable_url(service.dsn if reader is None else make_conninfo(service.dsn, user=reader))}'",
         "",
         "Send from an app" + (" (on another machine, with this one's name for localhost):" if everywhere else ":"),
         "",
@@ -167,14 +168,6 @@ def _banner(service: "Service") -> list[str]:
         "  opentelemetry-instrument python app.py",
         "",
     ]
-
-
-def _with_reader(dsn: str) -> str:
-    from psycopg.conninfo import make_conninfo
-
-    from otel_pg_exporter.postgres.roles import Roles
-
-    return make_conninfo(dsn, user=Roles().names["reader"])
 
 
 def _metrics_url(service: "Service") -> str:

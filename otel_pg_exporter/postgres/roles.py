@@ -13,6 +13,15 @@ _PREFIX = re.compile(r"[a-z_][a-z0-9_]{0,49}")
 # psql's notation: a quoted identifier, or in apostrophes a literal; a cast's colons are none of it.
 _PLACEHOLDER = re.compile(r"(?<!:):('?)(schema|migrator|writer|reader|operator)\b\1")
 
+_READERS = """
+SELECT has_table_privilege(spans.oid, 'SELECT'), (
+    SELECT rolname FROM aclexplode(relacl) JOIN pg_roles AS role ON role.oid = grantee
+    WHERE privilege_type = 'SELECT' AND grantee <> relowner AND rolcanlogin
+    ORDER BY rolname !~ '_reader$', rolname LIMIT 1
+)
+FROM pg_class AS spans WHERE spans.oid = format('%%I.spans', %s::text)::regclass
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roles:
@@ -47,7 +56,10 @@ class Roles:
         return _PLACEHOLDER.sub(lambda match: (literal if match[1] else identifier)(values[match[2]]), text)
 
 
-def may_read(connection: Connection, schema: str) -> bool:
-    """Tell whether the role of a connection may read whole spans, which a writer may not."""
-    query = "SELECT has_table_privilege(format('%%I.spans', %s::text), 'SELECT')"
-    return bool(connection.execute(query, [schema]).fetchall()[0][0])
+def reader_instead(connection: Connection, schema: str) -> str | None:
+    """Return a role to look at whole spans with, if that of a connection may not, as no writer may; else None.
+
+    Of those that were granted it the one with `migrate --roles`' ending comes first, with its name if there is none.
+    """
+    [(may_read, reader)] = connection.execute(_READERS, [schema]).fetchall()
+    return None if may_read else reader or Roles().names["reader"]

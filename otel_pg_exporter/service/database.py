@@ -17,7 +17,7 @@ from otel_pg_exporter.postgres import partitions, retention_policy
 from otel_pg_exporter.postgres.connection import Connection, Connections, connect, target_of, watchdog
 from otel_pg_exporter.postgres.embedded import EmbeddedServer, default_data_dir
 from otel_pg_exporter.postgres.migrate import check, migrate
-from otel_pg_exporter.postgres.roles import may_read
+from otel_pg_exporter.postgres.roles import reader_instead
 from otel_pg_exporter.postgres.sqlstate import unavailable
 from otel_pg_exporter.postgres.writer import Writer
 from otel_pg_exporter.telemetry import Statistics
@@ -51,8 +51,8 @@ class Database:
         """The embedded server, if that is what runs."""
         self.version = "not reached yet"
         """What the server calls its version, as `18.4` or `15.14 (Debian 15.14-0+deb12u1)`."""
-        self.may_read = True
-        """Whether the role may read the spans, as far as is known."""
+        self.reader_instead: str | None = None
+        """A role to look at the spans with, if its own is known not to do for that."""
         self.prepared = False
         """Whether the tables were found, or made, as they must be."""
 
@@ -101,7 +101,7 @@ class Database:
             self.version = connection.info.parameter_status("server_version") or "of unknown version"
             check(connection, settings.schema, self._mapping)
             try:
-                self.may_read = may_read(connection, settings.schema)
+                self.reader_instead = reader_instead(connection, settings.schema)
             except psycopg.Error as exc:
                 raise unavailable(exc, phase="asking for privileges", broken=connection.broken) from exc
             self._agree_on_retention(connection, owner=owner)

@@ -93,9 +93,9 @@ class Service:
         return self._database.version
 
     @property
-    def may_read(self) -> bool:
-        """Whether the role may read the spans; taken for granted before PostgreSQL was reached."""
-        return self._database.may_read
+    def reader_instead(self) -> str | None:
+        """A role to look at the spans with, if its own is known not to do for that."""
+        return self._database.reader_instead
 
     @property
     def embedded(self) -> EmbeddedServer | None:

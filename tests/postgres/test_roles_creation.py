@@ -17,7 +17,7 @@ from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.errors import ConfigurationError, SchemaError
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from otel_pg_exporter.postgres.migrate import bundled, check, migrate, render
-from otel_pg_exporter.postgres.roles import Roles
+from otel_pg_exporter.postgres.roles import Roles, reader_instead
 from tests.postgres.samples import Connection, catalog, fetch, open_connection
 
 FILES = [each.name for each in bundled()]
@@ -106,6 +106,21 @@ def test_who_may_create_roles_and_schemas_need_not_be_a_superuser(
     assert fetch(administrator, "SELECT has_database_privilege('acme_migrator', current_database(), 'CREATE')") == [
         (False,)
     ]
+
+
+def test_a_writer_is_told_who_may_read_whatever_the_roles_are_called(
+    empty_dsn: str, administrator: Connection, roles: Roles
+) -> None:
+    migrate(DatabaseSettings(dsn=empty_dsn), mapping.load(), roles)
+    create_role(administrator, "acme_app")
+    administrator.execute("GRANT SELECT ON otel.spans TO acme_app")
+    for role, instead in (("acme_writer", "acme_reader"), ("acme_reader", None), ("acme_migrator", None)):
+        administrator.execute(f"SET ROLE {role}")
+        assert reader_instead(administrator, "otel") == instead
+        administrator.execute("RESET ROLE")
+    administrator.execute("REVOKE SELECT ON otel.spans FROM acme_reader; SET ROLE acme_writer")
+    assert reader_instead(administrator, "otel") == "acme_app"
+    administrator.execute("RESET ROLE")
 
 
 def test_later_migrations_need_the_migrator_alone(empty_dsn: str, administrator: Connection, roles: Roles) -> None:
