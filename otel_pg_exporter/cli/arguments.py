@@ -215,7 +215,7 @@ def _data_dir(settings: ServeSettings) -> Path:
 
 
 def _warn_of_password(options: argparse.Namespace) -> None:
-    from otel_pg_exporter.postgres.connection import parse_dsn
+    from otel_pg_exporter.postgres.dsn import parse_dsn
 
     if options.dsn is not None and "password" in parse_dsn(options.dsn):
         logging.getLogger(__name__).warning(

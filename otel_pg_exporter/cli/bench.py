@@ -154,7 +154,7 @@ def _measure(plan: "Plan", settings: ServeSettings, signals: "_Signals") -> "Res
 
 
 def _announcement(plan: "Plan", settings: ServeSettings) -> str:
-    from otel_pg_exporter.postgres.connection import mask_dsn
+    from otel_pg_exporter.postgres.dsn import mask_dsn
 
     database = settings.database
     if database.dsn:

@@ -115,14 +115,14 @@ def _without_secrets(setting: Setting, value: object, *, leave_out: bool) -> obj
     if not isinstance(value, str) or not value:
         return value
     if setting.name == "dsn":
-        from otel_pg_exporter.postgres.connection import mask_dsn, shareable_url
+        from otel_pg_exporter.postgres.dsn import mask_dsn, shareable_url
 
         return shareable_url(value) if leave_out else mask_dsn(value)
     return redacted(value)
 
 
 def _holds_secrets(settings: ServeSettings) -> bool:
-    from otel_pg_exporter.postgres.connection import mask_dsn
+    from otel_pg_exporter.postgres.dsn import mask_dsn
 
     return "***" in mask_dsn(settings.database.dsn)
 

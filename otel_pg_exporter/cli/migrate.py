@@ -48,7 +48,8 @@ def _run(options: argparse.Namespace) -> int:
     settings = settings_from(options)
     from otel_pg_exporter import mapping
     from otel_pg_exporter.postgres import retention_policy
-    from otel_pg_exporter.postgres.connection import connect, mask_dsn
+    from otel_pg_exporter.postgres.connection import connect
+    from otel_pg_exporter.postgres.dsn import mask_dsn
     from otel_pg_exporter.postgres.migrate import check, migrate, render
     from otel_pg_exporter.postgres.roles import Roles
 

@@ -129,7 +129,7 @@ class _Signals:
 def _banner(service: "Service") -> list[str]:
     from psycopg.conninfo import make_conninfo
 
-    from otel_pg_exporter.postgres.connection import mask_dsn, shareable_url
+    from otel_pg_exporter.postgres.dsn import mask_dsn, shareable_url
 
     server, reader = service.embedded, service.reader_instead
     grpc, http = service.grpc_endpoint, service.http_endpoint

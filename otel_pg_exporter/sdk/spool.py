@@ -20,7 +20,7 @@ from otel_pg_exporter.pipeline.spool import FILE_NAME, Spool
 from otel_pg_exporter.pipeline.spool_file import SpoolRecord
 from otel_pg_exporter.pipeline.spool_folder import SpoolFolders
 from otel_pg_exporter.pipeline.spool_writer import SpoolWriter
-from otel_pg_exporter.postgres.connection import target_of
+from otel_pg_exporter.postgres.dsn import target_of
 from otel_pg_exporter.telemetry import ItemCounters
 from otel_pg_exporter.transcode import Plan
 

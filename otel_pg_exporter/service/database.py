@@ -14,7 +14,8 @@ from otel_pg_exporter.mapping import Mapping
 from otel_pg_exporter.model import Outcome, RowBatch
 from otel_pg_exporter.pipeline.ticker import Job
 from otel_pg_exporter.postgres import partitions, retention_policy
-from otel_pg_exporter.postgres.connection import Connection, Connections, connect, target_of, watchdog
+from otel_pg_exporter.postgres.connection import Connection, Connections, connect, watchdog
+from otel_pg_exporter.postgres.dsn import target_of
 from otel_pg_exporter.postgres.embedded import EmbeddedServer, default_data_dir
 from otel_pg_exporter.postgres.migrate import check, migrate
 from otel_pg_exporter.postgres.roles import reader_instead

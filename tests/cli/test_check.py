@@ -11,7 +11,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from otel_pg_exporter.pipeline.spool_folder import SpoolFolders
-from otel_pg_exporter.postgres.connection import parse_dsn
+from otel_pg_exporter.postgres.dsn import parse_dsn
 from tests.pgbouncer import PgBouncer
 from tests.serving import Serving, run, start_serving
 from tests.support import PASSWORD, as_role, wait_until

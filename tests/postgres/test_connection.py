@@ -11,16 +11,8 @@ import pytest
 
 from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.errors import ConfigurationError, DatabaseUnavailableError
-from otel_pg_exporter.postgres.connection import (
-    Connection,
-    Connections,
-    _connecting,
-    connect,
-    mask_dsn,
-    parse_dsn,
-    shareable_url,
-    watchdog,
-)
+from otel_pg_exporter.postgres.connection import Connection, Connections, _connecting, connect, watchdog
+from otel_pg_exporter.postgres.dsn import mask_dsn, parse_dsn, shareable_url
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from tests.support import free_port
 

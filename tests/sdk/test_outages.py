@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.sdk.trace.export import SpanExportResult
 from psycopg.conninfo import make_conninfo
 
-from otel_pg_exporter.postgres.connection import parse_dsn
+from otel_pg_exporter.postgres.dsn import parse_dsn
 from otel_pg_exporter.sdk import PostgresSpanExporter
 from tests.sdk.conftest import Proxy, Query
 from tests.sdk.support import spans

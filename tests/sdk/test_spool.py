@@ -21,7 +21,7 @@ from otel_pg_exporter.model import Signal
 from otel_pg_exporter.pipeline.spool import Spool
 from otel_pg_exporter.pipeline.spool_file import SpoolRecord
 from otel_pg_exporter.pipeline.spool_folder import SpoolFolders
-from otel_pg_exporter.postgres.connection import target_of
+from otel_pg_exporter.postgres.dsn import target_of
 from otel_pg_exporter.sdk import PostgresLogRecordExporter, PostgresSpanExporter
 from otel_pg_exporter.telemetry import ItemCounts
 from otel_pg_exporter.transcode.readable import otlp_request
