@@ -37,6 +37,7 @@ from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from otel_pg_exporter.service import Service
 from otel_pg_exporter.telemetry import ItemCounts
 from tests.e2e.support import client_of
+from tests.monitoring.support import Scrape
 from tests.proxy import proxy_for
 from tests.receiver.support import TRACES, Client, refusal
 from tests.serving import refusal_once_draining, span_request
@@ -216,7 +217,7 @@ def test_its_own_postgresql_is_found_again_on_a_new_port_if_the_old_one_is_taken
         assert isinstance(server, EmbeddedServer)
         assert server.pid is not None
         assert sender.export(TRACES, span_request()) == b""
-        before = service.dsn
+        before, opened = service.dsn, Scrape(service)("otel_pg_exporter_connections_opened_total")
         with socket.socket() as squatter:
             squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             port = psycopg.conninfo.conninfo_to_dict(before)["port"]
@@ -227,6 +228,7 @@ def test_its_own_postgresql_is_found_again_on_a_new_port_if_the_old_one_is_taken
                 squatter.listen()
             assert sender.export(TRACES, span_request()) == b""
         assert service.dsn != before
+        assert Scrape(service)("otel_pg_exporter_connections_opened_total") > opened
         assert rows(service.dsn, "SELECT count(*) FROM otel.spans") == [(2,)]
 
 

@@ -139,13 +139,16 @@ class Connections:
     """
 
     def __init__(self, settings: DatabaseSettings, *, size: int) -> None:
-        self.settings = settings
-        self._arguments = _arguments(settings)
+        self.lead_to(settings)
         self._size = size
         self._inherited: list[abc.PGconn] = []
         self._closed = False
         self._start_empty()
         run_after_fork(self._forget_the_parents)
+
+    def lead_to(self, settings: DatabaseSettings) -> None:
+        """Open all further connections by these settings. Raises ConfigurationError."""
+        self.settings, self._arguments = settings, _arguments(settings)
 
     def _start_empty(self) -> None:
         # A new condition, too: a thread that holds the old one at the fork does not exist in the child.

@@ -197,7 +197,5 @@ class Database:
             return
         if server.own_dsn != self.settings.dsn:  # its port was taken meanwhile
             _logger.warning("the embedded PostgreSQL has a new port: %s", server.dsn)
-            old = self.connections
             self.settings = replace(self.settings, dsn=server.own_dsn)
-            self.connect()
-            old.close(0)
+            self.connections.lead_to(self.settings)  # those to the old port have ended with what listened there
