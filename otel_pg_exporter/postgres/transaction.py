@@ -19,6 +19,7 @@ from otel_pg_exporter.mapping import Mapping as ColumnMapping
 from otel_pg_exporter.model import ColumnType, Outcome, Signal, rejection_message
 from otel_pg_exporter.postgres import statements, traces
 from otel_pg_exporter.postgres.connection import Connection
+from otel_pg_exporter.postgres.copy_in import copy_in
 from otel_pg_exporter.postgres.isolation import Isolation, refuses_all
 from otel_pg_exporter.postgres.merge import Merged, Tally
 from otel_pg_exporter.postgres.sqlstate import Verdict, classify, reason
@@ -203,10 +204,7 @@ class Transaction:
         return self._insert(self._table.insert_staged, ())
 
     def _copy(self, statement: bytes, rows: Sequence[int]) -> None:
-        with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
-            for data in statements.copy_data(self._merged.rows, rows):
-                self._bytes += len(data)
-                copy.write(data)
+        self._bytes += copy_in(self._connection, statement, statements.copy_data(self._merged.rows, rows))
 
     def _insert(self, statement: bytes, arrays: Sequence[statements.Array]) -> frozenset[bytes] | None:
         with self._connection.cursor(binary=True) as cursor:

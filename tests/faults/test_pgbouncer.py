@@ -1,5 +1,6 @@
 """A PgBouncer that loses its connections, or its life, in the middle of a COPY and at a COMMIT, under load."""
 
+import logging
 from collections.abc import Callable
 
 import psycopg
@@ -30,8 +31,14 @@ def restart_pgbouncer(dsn: str, pgbouncer: PgBouncer, backend: int) -> None:
 
 
 @pytest.mark.parametrize("harm", [terminate_all, terminate_one, restart_pgbouncer])
-def test_nothing_is_lost_or_doubled(
-    prepared: str, pgbouncer: PgBouncer, receive: Receive, harm: Callable[[str, PgBouncer, int], None], rounds: int
+def test_nothing_is_lost_or_doubled_and_no_error_is_unexpected(
+    prepared: str,
+    pgbouncer: PgBouncer,
+    receive: Receive,
+    harm: Callable[[str, PgBouncer, int], None],
+    rounds: int,
+    *,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with psycopg.connect(prepared, autocommit=True) as connection:
         connection.execute(GATES.encode())
@@ -44,3 +51,4 @@ def test_nothing_is_lost_or_doubled(
                 harm(prepared, pgbouncer, backend)
             running.wait_for_more()
     judge(prepared, ledger, services=[service])
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR] == []
