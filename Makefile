@@ -20,7 +20,11 @@ export UV_NATIVE_TLS ?= $(UV_SYSTEM_CERTS)
 endif
 
 # The Python on the machine is used, never one that uv downloads; the lock file is taken as it is.
-SYNC = uv=$$(.ci/uv) && UV_PYTHON_DOWNLOADS=never "$$uv" sync --frozen --quiet --extra embedded
+SYNC = uv=$$(.ci/uv) && UV_PYTHON_DOWNLOADS=never "$$uv" sync --frozen --quiet --extra embedded \
+	$(if $(OTHER_RUST),--reinstall-package otel-pg-exporter)
+# Rust that comes later, or a newer one, builds the core that was left out; uv by itself looks at the sources alone.
+RUST := $(shell cargo --version 2>/dev/null)
+OTHER_RUST := $(if $(RUST),$(shell echo '$(RUST)' | cmp -s - .venv/.rust || echo .venv/.other-rust))
 NATIVE = $(wildcard native/Cargo.* native/src/*.rs native/src/*/*.rs)
 SAY = what=Updating; [ -e $@ ] || what='First run: installing'; \
 	echo "$$what what it needs in .venv, and building the native core where there is Rust; up to 2 minutes" >&2
@@ -136,12 +140,18 @@ clean:
 	rm -rf .venv .uv build dist site .cache *.egg-info native/target otel_pg_exporter/_native*.so
 
 # What `run` needs, without the developers' tools; it takes nothing away that is there.
-.venv/.run: pyproject.toml uv.lock $(NATIVE)
+.venv/.run: pyproject.toml uv.lock $(NATIVE) $(OTHER_RUST)
 	@$(SAY)
 	@$(SYNC) --no-dev --inexact
+	@echo '$(RUST)' > .venv/.rust
 	@touch $@
 
-.venv/.dev: pyproject.toml uv.lock $(NATIVE)
+.venv/.dev: pyproject.toml uv.lock $(NATIVE) $(OTHER_RUST)
 	@$(SAY)
 	@$(SYNC)
+	@echo '$(RUST)' > .venv/.rust
 	@touch $@ .venv/.run
+
+# Never there, so whatever waits for it is made anew.
+.venv/.other-rust:
+	@:

@@ -171,7 +171,10 @@ class Service:
             self._open_front_door(stack)
             self._running = stack.pop_all()
         if extension is None:
-            _logger.info("rows are made by the Python reference: a native core is not installed, or not wanted")
+            _logger.info(
+                "rows are made by the Python reference, which is slower: there is no native core, which Rust 1.85 or "
+                "newer builds when this package is installed, or OTEL_PG_EXPORTER_CORE is python"
+            )
 
     def stop(self) -> None:
         """Finish what is in flight and stop, within `shutdown_timeout`. A second call does nothing."""
