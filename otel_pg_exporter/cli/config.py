@@ -201,9 +201,10 @@ def _toml_value(each: _Effective) -> str:
     value = each.value
     if isinstance(value, tuple):
         return f"[{', '.join(_toml_string(str(part)) for part in value)}]"
-    if isinstance(value, bool | int | float) and not each.setting.size:
-        return each.setting.shown(value)
-    return _toml_string(each.setting.shown(value))
+    text = each.setting.shown(value)
+    if isinstance(value, bool) or (isinstance(value, int | float) and text[-1].isdigit()):
+        return text
+    return _toml_string(text)  # also what has a unit
 
 
 def _toml_string(text: str) -> str:

@@ -15,7 +15,7 @@ from otel_pg_exporter.cli.arguments import (
     add_group,
     database_from,
 )
-from otel_pg_exporter.cli.forms import SPELLING, moment, positive
+from otel_pg_exporter.cli.forms import SPELLING, moment, positive, refuse_empty_time
 from otel_pg_exporter.cli.output import (
     PROGRAM,
     as_json,
@@ -168,6 +168,7 @@ def _add_conditions(parser: Parser) -> None:
 def _selection(options: argparse.Namespace) -> "Selection":
     from otel_pg_exporter.postgres.dead_letters import Selection
 
+    refuse_empty_time(options.since, options.until)
     selection = Selection(
         ids=tuple(getattr(options, "ids", ())),
         signal=None if options.signal is None else Signal(options.signal),

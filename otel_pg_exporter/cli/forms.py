@@ -5,6 +5,8 @@ import datetime as dt
 import re
 from collections.abc import Callable
 
+from otel_pg_exporter.errors import ConfigurationError
+
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 SPELLING = (
@@ -24,6 +26,14 @@ def moment(text: str) -> dt.datetime:
             f"{text!r} is neither a duration, as 90m or 7d, nor an ISO timestamp"
         ) from None
     return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=dt.UTC)
+
+
+def refuse_empty_time(since: dt.datetime | None, until: dt.datetime | None) -> None:
+    """Raise ConfigurationError where nothing can lie between: what is found there would look like good news."""
+    if since is not None and until is not None and since >= until:
+        raise ConfigurationError(
+            f"--since ({since:%F %T}) does not lie before --until ({until:%F %T}): nothing is between"
+        )
 
 
 def positive(text: str) -> int:

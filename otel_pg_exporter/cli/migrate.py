@@ -66,7 +66,8 @@ def _run(options: argparse.Namespace) -> int:
         print_lines([render(database.schema, columns, roles), *policy])
         return 0
     database = require_database(settings, command="migrate").database
-    where = f"schema {database.schema} ({mask_dsn(database.dsn)})"
+    named = settings.database.dsn
+    where = f"schema {database.schema} ({mask_dsn(named) if named else 'in the PostgreSQL that `serve` runs itself'})"
     if options.check:
         with connect(database) as connection:
             check(connection, database.schema, columns)

@@ -5,7 +5,7 @@ import datetime as dt
 from typing import TYPE_CHECKING
 
 from otel_pg_exporter.cli.arguments import Commands, add_command, add_database_settings, database_from
-from otel_pg_exporter.cli.forms import SPELLING, moment, positive
+from otel_pg_exporter.cli.forms import SPELLING, moment, positive, refuse_empty_time
 from otel_pg_exporter.cli.output import PROGRAM, as_json, counted, print_lines, printable, progress
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    refuse_empty_time(options.since, options.until)
     settings = database_from(options, command="verify")
     from otel_pg_exporter.postgres.connection import connect
     from otel_pg_exporter.postgres.verify import Verification

@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _SHOWN_UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("", 1))
+_SHOWN_PERIODS = (("d", 86_400), ("h", 3_600), ("", 1))
 _PERIODS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(_PERIODS)})\s*")
 # What Kubernetes tells every pod of a service, here one whose name begins with ours; and what our tests read.
@@ -91,8 +92,9 @@ class Setting:
             return str(value).lower()
         if self.size:
             return next(f"{value // size}{unit}" for unit, size in _SHOWN_UNITS if value % size == 0)
-        if isinstance(value, float):
-            return f"{value:.12g}"
+        if isinstance(value, float):  # seconds
+            unit, length = next((each for each in _SHOWN_PERIODS if value and value % each[1] == 0), ("", 1))
+            return f"{value / length:.12g}{unit}"
         if isinstance(value, tuple):
             return _separator(typing.get_args(self.kind)[0]).join(map(str, value))
         return "" if value is None else str(value)

@@ -98,6 +98,7 @@ def test_libpqs_own_variables_are_named_the_password_masked() -> None:
 
 def test_what_it_writes_as_toml_is_a_file_that_gives_the_same_settings(tmp_path: Path) -> None:
     flags = ("--spool-max-bytes", "3MiB", "--max-request-bytes", "2MiB", "--migrate", "--no-spool", "--linger", "1.5")
+    times = ("--retention-spans", "30d", "--ledger-ttl", "36h", "--window-future", "100m")
     files = (
         "--mappings",
         'a"b.toml',
@@ -109,11 +110,14 @@ def test_what_it_writes_as_toml_is_a_file_that_gives_the_same_settings(tmp_path:
         "http://a,http://b",
     )
     file = tmp_path / "settings.toml"
-    file.write_text(run("config", "show", "--toml", *flags, *files).stdout)
+    file.write_text(run("config", "show", "--toml", *flags, *times, *files).stdout)
     loaded = load(ServeSettings, prefix=SERVER_PREFIX, environ={}, file=file)
     assert (loaded.spool.spool_max_bytes, loaded.migrate, loaded.spool.spool) == (3 * 2**20, True, False)
     assert loaded.mapping.mappings == (Path('a"b.toml'), Path("c\\d.toml"))
     assert (loaded.database.application_name, loaded.receiver.cors_origins) == ("ä", ("http://a", "http://b"))
+    assert 'retention_spans = "30d"\n' in file.read_text()
+    assert loaded.retention.retention_spans == 30 * 86_400
+    assert (loaded.spool.ledger_ttl, loaded.mapping.window_future, loaded.pipeline.linger) == (36 * 3600, 6000, 1.5)
     # What stands there as a comment is a setting, too.
     keys = re.findall(r"^(?:# )?(\w+) =", file.read_text(), re.MULTILINE)
     assert keys == [each.name for each in settings_of(ServeSettings)]

@@ -184,6 +184,10 @@ def test_protobuf_is_not_written_to_a_terminal(opened: Database) -> None:
         (["show"], "required: ID"),
         (["list", "--since", "yesterday"], "'yesterday' is neither a duration"),
         (["list", "--signal", "metrics"], "invalid choice: 'metrics'"),
+        (
+            ["purge", "--since", "2026-11-02", "--until", "2026-11-01"],
+            "does not lie before --until (2026-11-01 00:00:00)",
+        ),
         (["list", "--limit", "0"], "'0' is no whole number from 1 on"),
         (["purge", "--sinse=1d"], "unknown argument --sinse, did you mean --since?"),
         (["lst"], "did you mean list?; see otel-pg-exporter dead-letters --help"),

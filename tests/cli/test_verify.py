@@ -87,6 +87,7 @@ def test_verify_needs_to_know_since_when_and_where() -> None:
     for arguments, message in (
         (["verify"], "required: --since"),
         (["verify", "--since", "-1h"], "--since"),
+        (["verify", "--since", "1h", "--until", "2h"], "does not lie before --until"),
         (["verify", "--since", "1h"], "--dsn or OTEL_PG_EXPORTER_DSN"),
     ):
         done = run(*arguments)
