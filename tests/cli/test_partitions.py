@@ -9,21 +9,20 @@ from collections.abc import Iterator
 import pytest
 
 from otel_pg_exporter.postgres.partitions import ensure_partitions
-from tests.postgres.samples import EPOCH, Connection, insert, minute_of, open_connection, partitions, span
+from tests.postgres.samples import EPOCH, Connection, insert, minute_of, open_connection, partitions, span, today
 from tests.serving import run
 from tests.support import as_role
 
 DAY = dt.timedelta(days=1)
-TODAY = dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 @pytest.fixture
 def owner(dsn: str) -> Iterator[Connection]:
-    today = minute_of(TODAY) // 1440
+    number = minute_of(today()) // 1440
     with open_connection(dsn) as connection:
-        ensure_partitions(connection, "otel", [today - 9, today - 8, today, today + 5])
-        insert(connection, "spans", *[span(n, TODAY - 9 * DAY) for n in range(50)])
-        insert(connection, "spans", span(1, EPOCH, ingested_at=TODAY - 20 * DAY))
+        ensure_partitions(connection, "otel", [number - 9, number - 8, number, number + 5])
+        insert(connection, "spans", *[span(n, today() - 9 * DAY) for n in range(50)])
+        insert(connection, "spans", span(1, EPOCH, ingested_at=today() - 20 * DAY))
         # What was inserted is counted now; after ANALYZE, it would be added to what that has found.
         connection.execute("SELECT pg_stat_force_next_flush()")
         connection.execute("ANALYZE")
@@ -39,7 +38,7 @@ def test_the_reader_lists_partitions_their_sizes_and_what_is_kept(dsn: str, owne
     done = command(as_role("otel_reader", dsn), "partitions", "list")
     assert (done.returncode, done.stderr) == (0, "")
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
-    old = TODAY - 9 * DAY
+    old = today() - 9 * DAY
     assert any(
         re.fullmatch(rf"spans_p{old:%Y%m%d} {old:%Y-%m-%d} 50 [\d.]+ KiB [\d.]+ KiB [\d.]+ KiB expired", line)
         for line in lines
@@ -60,8 +59,8 @@ def test_scripts_get_an_object_of_json(dsn: str, owner: Connection) -> None:
     }
     assert len(found["partitions"]) == 10
     assert found["total_bytes"] == sum(each["total_bytes"] for each in found["partitions"])
-    [oldest] = [each for each in found["partitions"] if each["name"] == f"spans_p{TODAY - 9 * DAY:%Y%m%d}"]
-    assert oldest["from"] == (TODAY - 9 * DAY).isoformat()
+    [oldest] = [each for each in found["partitions"] if each["name"] == f"spans_p{today() - 9 * DAY:%Y%m%d}"]
+    assert oldest["from"] == (today() - 9 * DAY).isoformat()
     assert oldest["state"] == "past"
     assert oldest["rows_estimate"] == 50
 
@@ -70,7 +69,7 @@ def test_a_dry_run_tells_what_enforce_then_removes(dsn: str, owner: Connection) 
     set_ = command(dsn, "migrate", "--retention-spans", "7d")
     assert set_.returncode == 0
     assert "the retention of spans is 7d now; it was for ever" in set_.stdout
-    days = [f"spans_p{TODAY - n * DAY:%Y%m%d}" for n in (9, 8)]
+    days = [f"spans_p{today() - n * DAY:%Y%m%d}" for n in (9, 8)]
     dry = command(as_role("otel_reader", dsn), "partitions", "enforce", "--dry-run")
     assert dry.returncode == 0
     assert re.sub(r"about .*", "", dry.stdout).splitlines() == [

@@ -128,7 +128,7 @@ def test_the_first_commit_follows_soon_after_postgresql_is_ready_again(
     dsn = own_postgres.dsn
     ledger = Ledger()
     with proxy_for(dsn) as proxy:
-        service = receive(proxy.dsn, database=DatabaseSettings(statement_timeout=1, lock_timeout=1))
+        service = receive(proxy.dsn, database=DatabaseSettings(statement_timeout=5, lock_timeout=5))
         try:
             with load(ledger, str(service.grpc_endpoint)) as running:
                 for _ in range(rounds):

@@ -28,6 +28,11 @@ def minute_of(moment: dt.datetime) -> int:
     return int((moment - EPOCH).total_seconds()) // 60
 
 
+def today() -> dt.datetime:
+    """Return this day's midnight in UTC; asked for by each test, since a run of all may see two."""
+    return dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
 def span(span_id: int, start: dt.datetime = NOON, *, milliseconds: int = 5, **columns: object) -> dict[str, Any]:
     """Return a row of `spans` with something in every column that must have it."""
     return {

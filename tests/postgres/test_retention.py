@@ -30,11 +30,11 @@ from tests.postgres.samples import (
     open_connection,
     partitions,
     span,
+    today,
 )
 from tests.support import as_role, wait_until
 
 DAY = dt.timedelta(days=1)
-TODAY = dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 FAR_FUTURE = dt.datetime(2554, 7, 21, tzinfo=dt.UTC)
 
 
@@ -42,8 +42,8 @@ FAR_FUTURE = dt.datetime(2554, 7, 21, tzinfo=dt.UTC)
 def owner(dsn: str) -> Iterator[Connection]:
     """Ten days, of which those from the eighth on are too old."""
     with open_connection(dsn) as connection:
-        today = minute_of(TODAY) // 1440
-        assert ensure_partitions(connection, "otel", range(today - 10, today + 2))
+        number = minute_of(today()) // 1440
+        assert ensure_partitions(connection, "otel", range(number - 10, number + 2))
         connection.execute("UPDATE retention SET keep = '7 days'")
         yield connection
 
@@ -57,7 +57,7 @@ def retention(dsn: str, role: str = "otel_writer") -> Iterator[Retention]:
 
 def fill(connection: Connection) -> None:
     for days in range(10):
-        moment = TODAY - days * DAY
+        moment = today() - days * DAY
         insert(connection, "spans", span(1, moment, trace_id=f"{days + 1:032x}", ingested_at=moment))
         insert(connection, "spans", span(2, EPOCH, trace_id=f"{days + 101:032x}", ingested_at=moment))
         insert(connection, "spans", span(3, FAR_FUTURE, trace_id=f"{days + 1:032x}", ingested_at=moment))
@@ -73,7 +73,8 @@ def fill(connection: Connection) -> None:
     connection.execute("INSERT INTO traces SELECT * FROM traces_exact ON CONFLICT DO NOTHING")
 
 
-EXPIRED = {f"{table}_p{TODAY - days * DAY:%Y%m%d}" for table in ("spans", "logs") for days in (8, 9, 10)}
+def expired() -> set[str]:
+    return {f"{table}_p{today() - days * DAY:%Y%m%d}" for table in ("spans", "logs") for days in (8, 9, 10)}
 
 
 def test_one_round_by_the_writer_removes_all_that_is_expired_and_nothing_else(dsn: str, owner: Connection) -> None:
@@ -84,7 +85,7 @@ def test_one_round_by_the_writer_removes_all_that_is_expired_and_nothing_else(ds
         removed = ours.run(within=60, report=seen.append)
         assert removed == seen[-1]
         assert not ours.run(within=60)
-    assert set(removed.partitions) == EXPIRED
+    assert set(removed.partitions) == expired()
     # The ledger and dead letters go to the second, and today's midnight is past; all else by whole days.
     assert removed.rows == {
         "ingest_requests": 3,
@@ -98,13 +99,13 @@ def test_one_round_by_the_writer_removes_all_that_is_expired_and_nothing_else(ds
     assert fetch(
         owner,
         "SELECT min(ingested_at) FROM (SELECT ingested_at FROM spans UNION ALL SELECT ingested_at FROM logs) AS r",
-    ) == [(TODAY - 7 * DAY,)]
+    ) == [(today() - 7 * DAY,)]
     assert str(removed).startswith("dropped spans_p")
 
 
 def test_verify_neither_reports_nor_repairs_what_retention_has_cut(dsn: str, owner: Connection) -> None:
     fill(owner)
-    insert_traces(owner, *[span(n, TODAY - n * DAY, trace_id=f"{200:032x}") for n in range(10)])
+    insert_traces(owner, *[span(n, today() - n * DAY, trace_id=f"{200:032x}") for n in range(10)])
     settings = DatabaseSettings(dsn=dsn)
     with retention(dsn) as ours:
         ours.run(within=60)
@@ -138,7 +139,7 @@ def test_replicas_at_once_remove_each_thing_once(dsn: str, owner: Connection) ->
 
     with ThreadPoolExecutor(6) as pool:
         rounds = list(pool.map(replica, range(6)))
-    assert Counter(name for each in rounds for name in each.partitions) == Counter(EXPIRED)
+    assert Counter(name for each in rounds for name in each.partitions) == Counter(expired())
     rows: Counter[str] = Counter()
     for each in rounds:
         rows.update(each.rows)
@@ -152,14 +153,14 @@ def test_who_holds_a_lock_keeps_the_rest_from_nothing_and_is_named(dsn: str, own
             reader.execute("SELECT FROM spans LIMIT 1")
             with pytest.raises(DatabaseUnavailableError, match=r"spans stays locked; end what holds it \(pg_stat"):
                 ours.run(within=3)
-            insert(owner, "spans", span(9, TODAY))  # nobody waits for us meanwhile
+            insert(owner, "spans", span(9, today()))  # nobody waits for us meanwhile
         assert fetch(owner, "SELECT count(*) FROM ingest_requests") == [(7,)]
         assert name(8) in partitions(owner)
-        assert set(ours.run(within=60).partitions) == EXPIRED
+        assert set(ours.run(within=60).partitions) == expired()
 
 
 def name(days_ago: int) -> str:
-    return f"spans_p{TODAY - days_ago * DAY:%Y%m%d}"
+    return f"spans_p{today() - days_ago * DAY:%Y%m%d}"
 
 
 def test_an_advisory_lock_that_is_never_free_is_told(dsn: str, owner: Connection) -> None:
@@ -197,7 +198,7 @@ def test_a_partition_that_somebodys_view_needs_stays_and_all_else_goes(dsn: str,
         with pytest.raises(DatabaseUnavailableError, match=name(9)):
             ours.run(within=60)
         assert name(9) in partitions(owner)
-        assert not {each for each in partitions(owner, "logs") if each in EXPIRED}
+        assert not {each for each in partitions(owner, "logs") if each in expired()}
         owner.execute("DROP VIEW mine")
         assert set(ours.run(within=60).partitions) == {name(8), name(9)}
 
@@ -222,16 +223,16 @@ def test_a_stop_ends_a_round_soon(dsn: str, owner: Connection) -> None:
 def test_partitions_that_are_made_and_dropped_at_once_disturb_nobody(dsn: str, owner: Connection) -> None:
     """Late rows ask for days that retention drops, writers write, and nothing is made and dropped in a circle."""
     stop = threading.Event()
-    today = minute_of(TODAY) // 1440
+    this_day = minute_of(today()) // 1440
 
     def write(number: int) -> int:
         done = 0
         with open_connection(as_role("otel_writer", dsn)) as writer:
             while not stop.is_set():
                 days = [0, 9, 30]
-                ensure_partitions(writer, "otel", [today - each for each in days])
+                ensure_partitions(writer, "otel", [this_day - each for each in days])
                 for each in days:
-                    row = span((number << 32) + done, TODAY - each * DAY, trace_id=f"{number + 1:032x}")
+                    row = span((number << 32) + done, today() - each * DAY, trace_id=f"{number + 1:032x}")
                     with writer.transaction():
                         insert(writer, "spans", row)
                     done += 1
@@ -244,8 +245,8 @@ def test_partitions_that_are_made_and_dropped_at_once_disturb_nobody(dsn: str, o
         assert ours.run(within=60).partitions == ()
         stop.set()
         sent = sum(each.result(60) for each in writers)
-    assert set(removed.partitions) == EXPIRED
-    assert partitions(owner) & EXPIRED == set()
+    assert set(removed.partitions) == expired()
+    assert partitions(owner) & expired() == set()
     gone = sent - fetch(owner, "SELECT count(*) FROM spans")[0][0]
     assert 0 <= gone < sent
     assert fetch(owner, f"SELECT count(*) FROM {name(0)}") == [(sent // 3,)]

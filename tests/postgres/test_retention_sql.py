@@ -25,11 +25,11 @@ from tests.postgres.samples import (
     open_connection,
     partitions,
     span,
+    today,
 )
 
 DAY = dt.timedelta(days=1)
 HOUR = dt.timedelta(hours=1)
-TODAY = dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 FAR_FUTURE = dt.datetime(2554, 7, 21, tzinfo=dt.UTC)
 
 
@@ -48,12 +48,12 @@ def keep(connection: Connection, item: str, interval: str | None) -> None:
 
 
 def make(connection: Connection, *days_ago: int) -> None:
-    numbers = {day_number(TODAY - n * DAY) for n in days_ago}
+    numbers = {day_number(today() - n * DAY) for n in days_ago}
     assert ensure_partitions(connection, "otel", numbers) == numbers
 
 
 def name(days_ago: int, table: str = "spans") -> str:
-    return f"{table}_p{TODAY - days_ago * DAY:%Y%m%d}"
+    return f"{table}_p{today() - days_ago * DAY:%Y%m%d}"
 
 
 def drop(connection: Connection, table: str = "spans") -> list[str]:
@@ -77,7 +77,7 @@ def prune(connection: Connection, item: str, most: int = 1000) -> int:
 
 def test_nothing_goes_while_everything_is_kept_for_ever(connection: Connection) -> None:
     make(connection, 40, 0)
-    insert_traces(connection, span(1, TODAY - 40 * DAY), span(2, EPOCH, ingested_at=EPOCH))
+    insert_traces(connection, span(1, today() - 40 * DAY), span(2, EPOCH, ingested_at=EPOCH))
     insert(connection, "logs", log(EPOCH, ingested_at=EPOCH))
     for table in ("spans", "logs"):
         assert drop(connection, table) == []
@@ -92,7 +92,7 @@ def test_whole_days_are_dropped_oldest_first_and_each_table_by_its_own_retention
     assert drop(connection, "logs") == []
     keep(connection, "logs", "1 hour")
     now = dt.datetime.now(dt.UTC)
-    yesterdays = [name(1, "logs")] if now - HOUR >= TODAY else []
+    yesterdays = [name(1, "logs")] if now - HOUR >= today() else []
     assert drop(connection, "logs") == [name(9, "logs"), name(8, "logs"), name(7, "logs"), *yesterdays]
     assert {name(0, "logs"), "logs_default"} <= partitions(connection, "logs")
 
@@ -102,7 +102,7 @@ def test_a_callers_time_zone_and_styles_make_nothing_older(timezone: str, connec
     make(connection, 9, 8, 7, 6)
     keep(connection, "spans", "7 days")
     keep(connection, "dead_letters", "7 days")
-    insert(connection, "spans", span(1, EPOCH, ingested_at=TODAY - 7 * DAY))
+    insert(connection, "spans", span(1, EPOCH, ingested_at=today() - 7 * DAY))
     connection.execute(
         "INSERT INTO dead_letters (received_at, signal, request_id, item_index, reason, otlp)"
         " VALUES (now() - interval '7 days' + interval '1 minute', 'logs', %s, 0, '', '')",
@@ -118,13 +118,13 @@ def test_a_day_that_retention_let_go_of_is_not_made_again(connection: Connection
     make(connection, 9, 8, 0)
     keep(connection, "spans", "7 days")
     drop(connection)
-    nine, eight = day_number(TODAY - 9 * DAY), day_number(TODAY - 8 * DAY)
+    nine, eight = day_number(today() - 9 * DAY), day_number(today() - 8 * DAY)
     assert ensure_partitions(connection, "otel", [nine - 1]) == {nine - 1}  # of log records, which are kept
     keep(connection, "logs", "7 days")
     assert ensure_partitions(connection, "otel", [nine, eight, eight + 1]) == {eight + 1}
     assert name(10, "logs") in partitions(connection, "logs")
     assert partitions(connection) == {"spans_default", name(7), name(0)}
-    insert(connection, "spans", span(1, TODAY - 9 * DAY))
+    insert(connection, "spans", span(1, today() - 9 * DAY))
     assert fetch(connection, "SELECT count(*) FROM spans_default") == [(1,)]
     assert prune(connection, "spans") == 0  # it came today
     keep(connection, "spans", "30 days")
@@ -137,10 +137,10 @@ def test_rows_of_default_go_by_the_time_at_which_they_came(connection: Connectio
     keep(connection, "logs", "1 day")
     make(connection, 0)
     for number, (start, came) in enumerate(
-        [(EPOCH, 9), (FAR_FUTURE, 8), (EPOCH, 6), (FAR_FUTURE, 0), (TODAY - 40 * DAY, 9)]
+        [(EPOCH, 9), (FAR_FUTURE, 8), (EPOCH, 6), (FAR_FUTURE, 0), (today() - 40 * DAY, 9)]
     ):
-        insert(connection, "spans", span(number, start, ingested_at=TODAY - came * DAY))
-        insert(connection, "logs", log(start, body=str(number), ingested_at=TODAY - came * DAY))
+        insert(connection, "spans", span(number, start, ingested_at=today() - came * DAY))
+        insert(connection, "logs", log(start, body=str(number), ingested_at=today() - came * DAY))
     assert prune(connection, "spans", 1) == 3
     assert prune(connection, "logs", 2) == 4
     assert fetch(connection, "SELECT get_byte(span_id, 7) FROM spans ORDER BY 1") == [(2,), (3,)]
@@ -175,7 +175,7 @@ def kept_traces(connection: Connection) -> list[int]:
 
 def test_traces_go_when_none_of_their_spans_can_be_left(connection: Connection) -> None:
     make(connection, 20, 12, 9, 8, 7, 6, 0)
-    old, edge, young = TODAY - 9 * DAY, TODAY - 8 * DAY, TODAY - 6 * DAY
+    old, edge, young = today() - 9 * DAY, today() - 8 * DAY, today() - 6 * DAY
 
     def of(number: int, start: dt.datetime, came: dt.datetime, span_id: int = 1, **columns: Any) -> None:  # noqa: ANN401 - any column
         insert(connection, "spans", span(span_id, start, trace_id=trace(number), ingested_at=came, **columns))
@@ -192,15 +192,15 @@ def test_traces_go_when_none_of_their_spans_can_be_left(connection: Connection) 
     of(8, old, old, 2)
     of(9, EPOCH, old)  # and young
     of(9, young, old, 2)
-    of(10, FAR_FUTURE, TODAY - 12 * DAY)  # far future and usual spans, old
-    of(10, TODAY - 12 * DAY, TODAY - 12 * DAY, 2)
+    of(10, FAR_FUTURE, today() - 12 * DAY)  # far future and usual spans, old
+    of(10, today() - 12 * DAY, today() - 12 * DAY, 2)
     of(11, FAR_FUTURE, old)  # and young
     of(11, young, young, 2)
-    of(12, TODAY - 20 * DAY, TODAY - 20 * DAY, end_time=FAR_FUTURE)  # an end that is far off, old
+    of(12, today() - 20 * DAY, today() - 20 * DAY, end_time=FAR_FUTURE)  # an end that is far off, old
     of(13, young, young, end_time=FAR_FUTURE)  # and young
     of(14, old, old, milliseconds=86_400_000 * 3)  # ends on a day that is kept
     of(15, edge, edge)  # the last day that goes
-    of(16, TODAY - 40 * DAY, young)  # late, of a day without partition
+    of(16, today() - 40 * DAY, young)  # late, of a day without partition
     connection.execute("INSERT INTO traces SELECT * FROM traces_exact")
     before = dict(fetch(connection, "SELECT trace_id, t::text FROM traces AS t"))
 
@@ -225,11 +225,11 @@ def test_traces_go_when_none_of_their_spans_can_be_left(connection: Connection) 
 
 def test_a_trace_that_a_writer_holds_is_left_alone_and_its_new_span_counts(dsn: str, connection: Connection) -> None:
     make(connection, 9, 0)
-    insert_traces(connection, span(1, TODAY - 9 * DAY), span(1, TODAY - 9 * DAY, trace_id=OTHER_TRACE))
+    insert_traces(connection, span(1, today() - 9 * DAY), span(1, today() - 9 * DAY, trace_id=OTHER_TRACE))
     keep(connection, "spans", "7 days")
     drop(connection)
     with open_connection(dsn) as writer, writer.transaction():
-        insert(writer, "spans", span(2, TODAY - 9 * DAY))
+        insert(writer, "spans", span(2, today() - 9 * DAY))
         writer.execute("UPDATE traces SET span_count = span_count + 1 WHERE trace_id = %s", [TRACE])
         assert prune(connection, "traces") == 1
     assert fetch(connection, "SELECT trace_id FROM traces") == fetch(connection, "SELECT trace_id FROM spans")
@@ -261,7 +261,7 @@ def test_resources_go_after_the_last_rows_that_name_them(connection: Connection)
     assert prune(connection, "resources") == 0  # log records are kept for ever
     assert state() == {1: False, 2: False, 3: False, 4: True, 5: True, 6: True}
     keep(connection, "logs", "8 days")
-    insert(connection, "logs", log(FAR_FUTURE, ingested_at=TODAY - 15 * DAY))
+    insert(connection, "logs", log(FAR_FUTURE, ingested_at=today() - 15 * DAY))
     assert prune(connection, "resources", 1) == 0  # DEFAULT has a row of that time
     assert state() == {1: False, 2: False, 3: True, 4: True, 5: False, 6: True}
     assert prune(connection, "logs") == 1
@@ -321,7 +321,7 @@ def test_an_old_snapshot_with_an_old_policy_is_refused(connection: Connection) -
 def test_objects_that_shadow_names_mislead_nobody(connection: Connection) -> None:
     make(connection, 9, 6)
     keep(connection, "spans", "7 days")
-    insert(connection, "spans", span(1, EPOCH, ingested_at=TODAY))
+    insert(connection, "spans", span(1, EPOCH, ingested_at=today()))
     connection.execute("CREATE TEMPORARY TABLE retention AS SELECT 'spans'::text AS item, interval '1 hour' AS keep")
     connection.execute("CREATE TEMPORARY TABLE spans_default (ingested_at timestamptz)")
     connection.execute(
