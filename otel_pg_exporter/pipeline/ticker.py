@@ -28,10 +28,16 @@ class Ticker:
     """Runs jobs at intervals, in one thread, until `stop`. A job that fails is run again when it is due again."""
 
     def __init__(
-        self, jobs: Sequence[Job], *, name: str = "ticker", clock: Callable[[], float] = time.monotonic
+        self,
+        jobs: Sequence[Job],
+        *,
+        name: str = "ticker",
+        notices: RateLimitedLogger | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Start; `notices` tell of failures."""
         self._clock = clock
-        self._notices = RateLimitedLogger(_logger)
+        self._notices = notices or RateLimitedLogger(_logger)
         self.succeeded: dict[str, float] = {}
         """When each job last went well, in seconds since the epoch."""
         self._stopping = threading.Event()

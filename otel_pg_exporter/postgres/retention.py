@@ -136,7 +136,7 @@ class Retention:
                 busy = busy or "another session holds its advisory lock, and is no receiver, which would let go"
             attempt += 1
             if attempt == _ATTEMPTS or not self._in_time(deadline):
-                raise _LockedError(f"retention: {function}() got no lock in {attempt} attempts: {busy}")
+                raise _LockedError(f"{function}() got no lock in {attempt} attempts: {busy}")
             self._stopping.wait(random.uniform(0.5, 1.5) * _PAUSE)  # noqa: S311 - spreads replicas, guards nothing
 
     def _call(self, settings: DatabaseSettings, call: sql.Composed, argument: str) -> list[tuple[Any, ...]]:

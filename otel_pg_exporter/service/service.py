@@ -33,7 +33,7 @@ from otel_pg_exporter.receiver.front_door import Endpoints, FrontDoor
 from otel_pg_exporter.receiver.security import Security
 from otel_pg_exporter.service.database import Database
 from otel_pg_exporter.service.deadline import Deadline
-from otel_pg_exporter.service.retention import RetentionRounds, RetentionStatus
+from otel_pg_exporter.service.retention import RetentionRounds
 from otel_pg_exporter.service.spooling import Spooling, was_used
 from otel_pg_exporter.service.watching import Watching
 from otel_pg_exporter.telemetry import ItemCounters, ItemCounts, Statistics, StatisticsSnapshot
@@ -118,11 +118,6 @@ class Service:
         return self._watching.endpoint
 
     @property
-    def retention(self) -> RetentionStatus:
-        """How retention went so far."""
-        return RetentionStatus() if self._retention is None else self._retention.status
-
-    @property
     def healthy(self) -> bool:
         """Whether all threads live that nothing works without, as `/healthz` answers."""
         return not self._watching.vitals.dead
@@ -157,15 +152,15 @@ class Service:
             spool = None if self._spooling is None else self._spooling.spool
             watching.metrics.observe(groups.POOL, lambda: database.connections.state)
             watching.look(stack, remaining, self._availability, database.probe, spool)
+            stack.callback(self._log_statistics)
             ticker = Ticker(self._jobs())
+            stack.callback(lambda: ticker.stop(remaining()))
             retention = self._retention = RetentionRounds(database)
+            stack.callback(lambda: retention.stop(remaining()))
             watching.metrics.observe(groups.JOBS, lambda: {**ticker.succeeded, **retention.succeeded})
             watching.metrics.observe(groups.RETENTION, lambda: retention.expired)
             watching.vitals.add("ticker", lambda: ticker.alive)
             watching.vitals.add("retention", lambda: retention.alive)
-            stack.callback(self._log_statistics)
-            stack.callback(lambda: ticker.stop(remaining()))
-            stack.callback(lambda: retention.stop(remaining()))
             if database.server is not None:
                 stack.callback(database.server.cancel)  # the ticker's thread may be waiting for it to come back
             self._open_front_door(stack)
