@@ -14,8 +14,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from otel_pg_exporter.errors import ExporterError, InternalError, RetryableError
+from otel_pg_exporter.telemetry import RateLimitedLogger
 
-_LOGGER = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3  # the passing faults that we know of (a lost race, a full memory) are gone by then
 _REMEMBERED = 1_024  # digests, 16 bytes each; failing requests are few, and forgetting one only means more retries
@@ -23,20 +24,19 @@ _LOG_INTERVAL = 60.0  # seconds between two stack traces of the same kind
 
 
 class UnexpectedErrors:
-    """Judges unexpected exceptions and logs them. `_lock` guards `_failures` and `_logged`."""
+    """Judges unexpected exceptions and logs them. `_lock` guards `_failures`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self._notices = RateLimitedLogger(_logger, interval=_LOG_INTERVAL, clock=clock)
         self._lock = threading.Lock()
         self._failures: OrderedDict[bytes, int] = OrderedDict()  # digest of a body: how often it has failed
-        self._logged: dict[str, tuple[float, int]] = {}  # kind: when it was last logged, how many were not since
 
     def judge(self, error: Exception, body: bytes | None) -> ExporterError:
         """Log `error` and return what the sender is to hear: nothing of the exception but its class.
 
         `body` is None when the failure cannot be the body's fault, because it was not read yet.
         """
-        self._log(error)
+        self._notices.log(logging.ERROR, _origin(error), "unexpected error in an export call", exc_info=error)
         kind = type(error).__name__
         if body is None or (failures := self._count(body)) < _ATTEMPTS:
             return RetryableError(f"internal error ({kind}); the receiver's log says more")
@@ -54,21 +54,8 @@ class UnexpectedErrors:
                 self._failures.popitem(last=False)
         return failures
 
-    def _log(self, error: Exception) -> None:
-        kind = _kind(error)
-        now = self._clock()
-        with self._lock:
-            last, silent = self._logged.get(kind, (None, 0))
-            if last is not None and now - last < _LOG_INTERVAL:
-                self._logged[kind] = (last, silent + 1)
-                return
-            self._logged[kind] = (now, 0)
-        _LOGGER.error(
-            "unexpected error in an export call (%d more like it since the last such line)", silent, exc_info=error
-        )
 
-
-def _kind(error: Exception) -> str:
+def _origin(error: Exception) -> str:
     """Name an exception by its class and the line that raised it: few values, whatever its message says."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
