@@ -117,12 +117,12 @@ fuzz: .venv/.dev
 	.venv/bin/python -m tests.fuzz.run --seconds $(SECONDS)
 	$(PYTEST) tests/fuzz --hypothesis-profile=fuzz --timeout=0
 
-# Broken links and anchors end the build.
 # What has no toolchain or no registry here is left out, and named at the end.
 LANGS ?= python node go java collector
 quickstarts: .venv/.dev
 	.venv/bin/pytest tests/examples -n 4 -m "$$(printf "quickstart(language='%s') or " $(LANGS))quickstart(language='')"
 
+# Broken links and anchors end the build.
 docs: .venv/.dev
 	.venv/bin/python docs/site.py build/docs
 	.venv/bin/zensical build --clean --strict

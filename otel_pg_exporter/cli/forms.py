@@ -5,9 +5,8 @@ import datetime as dt
 import re
 from collections.abc import Callable
 
+from otel_pg_exporter.config import duration
 from otel_pg_exporter.errors import ConfigurationError
-
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 SPELLING = (
     "a duration back from now (90m, 2h, 7d), or a timestamp (2026-11-23, 2026-11-23T12:00, in UTC unless it says)"
@@ -16,10 +15,9 @@ SPELLING = (
 
 def moment(text: str) -> dt.datetime:
     """Parse a duration back from now, or an ISO timestamp."""
-    duration = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
     try:
-        if duration is not None:
-            return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=float(duration[1]) * _SECONDS[duration[2]])
+        if (back := duration(text)) is not None:
+            return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=back)
         parsed = dt.datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(

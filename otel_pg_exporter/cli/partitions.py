@@ -53,7 +53,6 @@ exit status: 0 all of it is removed, 1 something is left, or PostgreSQL cannot b
 """
 
 _LONGEST = 7 * 86_400.0  # seconds
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _NUMBERS = ("rows", "table", "indexes", "total")
 
 
@@ -115,7 +114,9 @@ def _enforce(options: argparse.Namespace) -> int:
 
 
 def _would_go(expired: "Iterable[Partition]", rows: "Iterable[tuple[str, int]]") -> list[str]:
-    lines = [f"would drop {each.name}: about {each.rows:,} rows, {_size(each.bytes)}" for each in expired]
+    from otel_pg_exporter.postgres.operations import size
+
+    lines = [f"would drop {each.name}: about {each.rows:,} rows, {size(each.bytes)}" for each in expired]
     lines += [f"would delete {count:,} rows of {name}" for name, count in rows if count]
     return [*lines, "and then traces and resources without a row left"] if lines else ["nothing to remove"]
 
@@ -151,7 +152,9 @@ def _row(partition: "Partition") -> tuple[str, ...]:
 
 
 def _numbers(rows: int, heap: int, indexes: int) -> tuple[str, str, str, str]:
-    return f"{rows:,}", _size(heap), _size(indexes), _size(heap + indexes)
+    from otel_pg_exporter.postgres.operations import size
+
+    return f"{rows:,}", size(heap), size(indexes), size(heap + indexes)
 
 
 def _day(partition: "Partition") -> str:
@@ -160,11 +163,6 @@ def _day(partition: "Partition") -> str:
         return f"{first:%Y-%m-%d}"
     bounds = [("" if each is None else f"{each:%Y-%m-%d}") for each in (first, after)]
     return "…".join(bounds) if any(bounds) else ""
-
-
-def _size(count: int) -> str:
-    unit = min(max(count.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
-    return f"{count / 1024**unit:.1f} {_UNITS[unit]}" if unit else f"{count} B"
 
 
 def _json(found: "Partitions") -> dict[str, object]:

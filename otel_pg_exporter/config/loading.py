@@ -226,6 +226,12 @@ def did_you_mean(word: str, known: Iterable[str], *, prefix: str = "") -> str:
     return f", did you mean {prefix}{close[0]}?" if close else ""
 
 
+def duration(text: str) -> float | None:
+    """Return how many seconds `500ms`, `90s`, `12h` or `30d` are; None for what has no unit or is no number."""
+    match = _DURATION.fullmatch(text)
+    return None if match is None else float(match[1]) * _PERIODS[match[2]]
+
+
 def redacted(text: str) -> str:
     """Hide what may be a password in a DSN or URL that came where none belongs."""
     text = re.sub(r"://\S*@", "://***@", text)
@@ -302,9 +308,9 @@ def _boolean(value: object) -> bool:
 
 
 def _seconds(value: object) -> float:
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     try:
-        number = float(typing.cast("str", value)) if match is None else float(match[1]) * _PERIODS[match[2]]
+        period = duration(value) if isinstance(value, str) else None
+        number = float(typing.cast("str", value)) if period is None else period
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):

@@ -48,12 +48,3 @@ class Database:
 def composed(query: LiteralString, *parts: sql.Composable) -> sql.Composed:
     """Fill in a query's names."""
     return sql.SQL(query).format(*parts)
-
-
-def size(count: float) -> str:
-    """Write a number of bytes as people read it."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:  # noqa: PLR2004 - as the units have it
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

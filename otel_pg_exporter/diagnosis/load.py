@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from otel_pg_exporter.diagnosis.asking import Database, size
+from otel_pg_exporter.diagnosis.asking import Database
 from otel_pg_exporter.diagnosis.finding import Check, Finding, ok, problem, warning
+from otel_pg_exporter.postgres.operations import size
 
 _LONG_TRANSACTION = "5 minutes"
 _OLD_IDS, _DANGEROUS_IDS = 1_000_000_000, 1_800_000_000  # of some two thousand million

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from otel_pg_exporter import mapping
 from otel_pg_exporter.config import ServeSettings
-from otel_pg_exporter.diagnosis.asking import size
 from otel_pg_exporter.diagnosis.finding import Check, Finding, findings_of, ok, problem, warning
 from otel_pg_exporter.diagnosis.listener import listener_of
 from otel_pg_exporter.errors import EmbeddedServerError, StartupError
@@ -16,11 +15,11 @@ from otel_pg_exporter.postgres.embedded import default_data_dir, find_binaries
 from otel_pg_exporter.postgres.embedded_account import choose_account
 from otel_pg_exporter.postgres.embedded_binaries import major_of, server_version
 from otel_pg_exporter.postgres.embedded_folder import DataFolder
-from otel_pg_exporter.receiver.endpoint import check_free, parse_endpoint
+from otel_pg_exporter.postgres.operations import size
+from otel_pg_exporter.receiver.endpoint import check_free, optional_endpoint
 from otel_pg_exporter.receiver.exposure import exposure_warnings
 from otel_pg_exporter.receiver.security import Security
 
-_NOT_SERVED = "none"
 _LEAST_ROOM = 2**30  # bytes, for a PostgreSQL of our own
 
 
@@ -56,12 +55,12 @@ def _endpoints(settings: ServeSettings) -> Iterator[Finding]:
         ("--metrics-endpoint", settings.monitoring.metrics_endpoint),
     ):
         subject = flag.removeprefix("--").replace("-", " ")
-        if text == _NOT_SERVED:
-            yield ok(subject, "not served")
-            continue
         found = None
         try:
-            endpoint = parse_endpoint(text, setting=flag)
+            endpoint = optional_endpoint(text, setting=flag)
+            if endpoint is None:
+                yield ok(subject, "not served")
+                continue
             found = listener_of(endpoint.port)
             check_free(endpoint, setting=flag, reuse_port=receiver.reuse_port)
         except StartupError as exc:

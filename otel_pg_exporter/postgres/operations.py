@@ -1,4 +1,4 @@
-"""What the operator's commands share: a transaction with limits, and errors in the operator's terms."""
+"""What the operator's commands share: a transaction with limits, errors in the operator's terms, sizes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -60,3 +60,12 @@ def _failed(error: psycopg.Error, *, doing: str, broken: bool) -> DatabaseUnavai
     if state in _HINTS and not broken:
         return DatabaseUnavailableError(f"{doing}: {reason(error)} ({state}); {_HINTS[state]}")
     return unavailable(error, phase=doing, broken=broken)
+
+
+def size(count: float) -> str:
+    """Write a number of bytes as people read it."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024:  # noqa: PLR2004 - as the units have it
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} PiB"

@@ -5,9 +5,7 @@ import socket
 from collections.abc import Iterator
 
 from otel_pg_exporter.config import ServeSettings
-from otel_pg_exporter.receiver.endpoint import parse_endpoint
-
-_NOT_SERVED = "none"
+from otel_pg_exporter.receiver.endpoint import optional_endpoint
 
 
 def exposure_warnings(settings: ServeSettings) -> Iterator[str]:
@@ -37,9 +35,9 @@ def exposure_warnings(settings: ServeSettings) -> Iterator[str]:
 
 
 def _only_this_machine(text: str, setting: str) -> bool:
-    if text == _NOT_SERVED:
+    endpoint = optional_endpoint(text, setting=setting)
+    if endpoint is None:
         return True
-    endpoint = parse_endpoint(text, setting=setting)
     try:
         found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
     except OSError:
