@@ -14,6 +14,11 @@ from otel_pg_exporter.errors import EmbeddedServerError
 _UNPRIVILEGED = ("postgres", "nobody")
 _SHELL = "/bin/sh"
 
+# All that PostgreSQL gets of our environment: where programs, libraries and time zones are, and the user's folder.
+# Whoever else runs as its user could read the rest, secrets among it; and `postgres` would obey PGPORT and PGDATA.
+_HANDED_ON = frozenset({"PATH", "HOME", "TMPDIR", "TZ", "TZDIR"})
+_LINKERS = ("LD_", "DYLD_")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
@@ -27,9 +32,9 @@ class Account:
     def popen(self, command: Sequence[str | Path], *, output: int | IO[str]) -> subprocess.Popen[str]:
         """Start a program as this user, apart from our process group, so that a Ctrl-C does not reach it.
 
-        Its environment lacks PG* (`postgres` itself would obey PGPORT and PGDATA) and speaks English.
+        It gets little of our environment, and speaks English.
         """
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "LC_", "LANG"))}
+        environment = {key: value for key, value in os.environ.items() if key in _HANDED_ON or key.startswith(_LINKERS)}
         try:
             return subprocess.Popen(  # noqa: S603 - programs that find_binaries chose, and /bin/sh
                 command,

@@ -136,6 +136,18 @@ def test_the_environment_does_not_mislead_it(
         assert server.pid is not None
 
 
+def test_it_gets_no_variable_that_may_hold_a_secret(
+    binaries: Path, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer canary")
+    with EmbeddedServer(open_folder, binaries=binaries, settings=FAST) as server:
+        given = Path(f"/proc/{server.pid}/environ")
+        if not given.exists():
+            pytest.skip("only Linux tells what a process was given")
+        assert b"canary" not in given.read_bytes()
+        assert b"PATH=" in given.read_bytes()
+
+
 def test_a_second_start_keeps_data_and_dsn(own_server: EmbeddedServer) -> None:
     before = own_server.dsn
     query(before, "CREATE TABLE kept AS SELECT 42 AS answer")
