@@ -204,7 +204,7 @@ $body$;
 COMMENT ON FUNCTION ensure_partitions(date, date) IS
     'Give each day (UTC) from from_day to to_day a partition of spans and logs, with what DEFAULT holds of it, unless it '
     'is older than the retention; returns the days that have one. Fails with lock_not_available (55P03) where writers leave no gap for 0.8 s: call again later.';
--- Callers whose rights end at INSERT may run it; docs/roles.md grants it to the writer.
+-- Callers whose rights end at INSERT may run it; docs/how-to/roles.md grants it to the writer.
 REVOKE EXECUTE ON FUNCTION ensure_partitions(date, date) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION create_partition(text, text, text, date) FROM PUBLIC;
 
