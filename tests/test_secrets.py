@@ -284,6 +284,28 @@ def test_a_dsn_in_the_place_of_another_setting_is_not_repeated(canaries: Canarie
     canaries.assert_kept(*said)
 
 
+def test_a_secret_in_the_place_of_its_file_or_of_an_endpoint_is_not_repeated(
+    planted: Planted, canaries: Canaries
+) -> None:
+    key, token = planted.files.key.read_text(), planted.token
+    secret = canaries.plant("the DSN's password")
+    dsn = f"postgresql://otel:{secret}@db.example/x"
+    said = []
+    for variables in (
+        {"TLS_CERT": key, "TLS_KEY": key},
+        {"TLS_CERT": str(planted.files.cert), "TLS_KEY": key},
+        {"AUTH_BEARER_FILE": token},
+        {"AUTH_BASIC_FILE": f"shop:{planted.password}"},
+        *({name: dsn} for name in ("GRPC_ENDPOINT", "HTTP_ENDPOINT", "METRICS_ENDPOINT", "AUTH_BEARER_FILE")),
+    ):
+        ended = run("serve", **{f"OTEL_PG_EXPORTER_{name}": value for name, value in variables.items()})
+        assert ended.returncode == 2, ended.stderr
+        said += [ended.stdout, ended.stderr]
+    ended = run("config", "show", OTEL_PG_EXPORTER_TLS_CERT=key, OTEL_PG_EXPORTER_TLS_KEY=key)
+    assert "PRIVATE KEY-----***" in ended.stdout
+    canaries.assert_kept(*said, ended.stdout, ended.stderr)
+
+
 def test_a_settings_file_with_a_slip_in_it_is_not_repeated(tmp_path: Path, canaries: Canaries) -> None:
     secret = canaries.plant("the DSN's password")
     said = []

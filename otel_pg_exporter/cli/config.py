@@ -112,6 +112,8 @@ def _show(options: argparse.Namespace) -> int:
 
 def _without_secrets(setting: Setting, value: object, *, leave_out: bool) -> object:
     """Mask what is secret in a value, or leave it out where the value is to be used again."""
+    if isinstance(value, Path):
+        return redacted(str(value))
     if not isinstance(value, str) or not value:
         return value
     if setting.name == "dsn":

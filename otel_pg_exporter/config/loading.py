@@ -233,7 +233,8 @@ def duration(text: str) -> float | None:
 
 
 def redacted(text: str) -> str:
-    """Hide what may be a password in a DSN or URL that came where none belongs."""
+    """Hide what may be a password in a DSN or URL, and what is a key, that came where none belongs."""
+    text = re.sub(r"(-----BEGIN [A-Z ]+-----).*", r"\1***", text, flags=re.DOTALL)
     text = re.sub(r"://\S*@", "://***@", text)
     text = re.sub(r"\w+:[^\s/]\S*@", "***@", text)  # of a URL that lacks its scheme
     return re.sub(r"(password\s*=\s*)\S+", r"\1***", text, flags=re.IGNORECASE)

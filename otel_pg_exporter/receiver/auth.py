@@ -112,6 +112,7 @@ class _Scheme:
         """Take over what has changed; raises ConfigurationError, and leaves all as it was, for what is wrong."""
         if self._entries.look():
             _logger.info("%s: %d entries taken over from %s", self._setting, len(self._entries.value), self._path)
+            warn_if_others_can_read(self._setting, self._path)
 
     def _load(self, contents: Mapping[str, bytes]) -> tuple[bytes, ...]:
         where = f"{self._setting}: {self._path}"

@@ -6,6 +6,7 @@ import re
 import socket
 from dataclasses import dataclass
 
+from otel_pg_exporter.config import redacted
 from otel_pg_exporter.errors import ConfigurationError, StartupError
 
 _ENDPOINT = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:/\s]+)):(?P<port>[0-9]{1,5})")
@@ -29,7 +30,7 @@ def parse_endpoint(text: str, *, setting: str) -> Endpoint:
     match = _ENDPOINT.fullmatch(text)
     if match is None or int(match["port"]) > _MAX_PORT:
         raise ConfigurationError(
-            f"{setting}: {text!r} is no host:port (examples: 127.0.0.1:4317, [::1]:4317; "
+            f"{setting}: {redacted(text)!r} is no host:port (examples: 127.0.0.1:4317, [::1]:4317; "
             "0.0.0.0:4317 for all interfaces; none: not served)"
         )
     return Endpoint(host=match["ipv6"] or match["host"], port=int(match["port"]))

@@ -1,5 +1,6 @@
 """Files with certificates and credentials, followed while the process runs."""
 
+import contextlib
 import logging
 import stat
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 LOOK_INTERVAL = 1.0  # seconds between two looks at the files
+
+_LARGEST = 2**20  # bytes of one: ten thousand tokens, or some hundred certificates
 
 
 class FollowedFiles(Generic[T]):
@@ -57,15 +60,27 @@ class FollowedFiles(Generic[T]):
 
 def warn_if_others_can_read(setting: str, path: Path) -> None:
     """Log a warning if every user of the machine can read a file that holds secrets."""
-    if path.stat().st_mode & stat.S_IROTH:
-        _logger.warning("%s: every user of this machine can read %s; `chmod o-r` it", setting, path)
+    with contextlib.suppress(OSError):  # it has gone again
+        if path.stat().st_mode & stat.S_IROTH:
+            _logger.warning("%s: every user of this machine can read %s; `chmod o-r` it", setting, path)
 
 
 def _read(paths: Mapping[str, Path]) -> Mapping[str, bytes]:
     contents = {}
     for setting, path in paths.items():
         try:
-            contents[setting] = path.read_bytes()
+            with path.open("rb") as file:
+                contents[setting] = file.read(_LARGEST + 1)
         except OSError as exc:
-            raise ConfigurationError(f"{setting}: cannot read {path}: {exc.strerror or exc}") from exc
+            raise ConfigurationError(f"{setting}: cannot read {_name(path)}: {exc.strerror or exc}") from exc
+        if len(contents[setting]) > _LARGEST:
+            raise ConfigurationError(f"{setting}: {path} has more than {_LARGEST:,} bytes")
     return contents
+
+
+def _name(path: Path) -> str:
+    """Name a file that cannot be read; not where it may be the secret itself, by mistake."""
+    with contextlib.suppress(OSError):  # too long a name, for one
+        if path.is_absolute() or path.exists() or (path.parent != Path() and path.parent.is_dir()):
+            return str(path)
+    return "a file of that name, which is not repeated since it may be the secret itself"

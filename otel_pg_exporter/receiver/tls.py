@@ -78,6 +78,7 @@ class ServerTls:
         """Take over what has changed; raises ConfigurationError, and leaves all as it was, for what is wrong."""
         if self._files.look():
             _logger.info("new handshakes use the certificate that %s holds now, valid until %s", *self._shown)
+            warn_if_others_can_read(_KEY, self._paths[_KEY])
             self._warn_of_the_end()
 
     def grpc_credentials(self) -> grpc.ServerCredentials:

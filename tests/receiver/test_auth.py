@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpanExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpSpanExporter
@@ -166,6 +167,9 @@ def test_a_file_that_is_missing_or_no_text_is_refused(file: Path) -> None:
     file.write_bytes(b"shop:\xff\xfe")
     with pytest.raises(ConfigurationError, match="is no text in UTF-8"):
         Authenticator(SecuritySettings(auth_basic_file=file))
+    file.write_bytes(b"shop:" + b"x" * 2**20)
+    with pytest.raises(ConfigurationError, match="has more than 1,048,576 bytes"):
+        Authenticator(SecuritySettings(auth_basic_file=file))
 
 
 def test_a_new_token_is_taken_and_an_old_one_no_more_once_two_looks_agree(file: Path) -> None:
@@ -199,10 +203,12 @@ def test_a_file_that_everybody_can_read_is_warned_about(file: Path, caplog: pyte
     bearer(file, TOKEN)
     assert caplog.messages == []
     file.chmod(0o644)
-    bearer(file, TOKEN)
-    assert caplog.messages == [
-        f"--auth-bearer-file: every user of this machine can read {file}; `chmod o-r` it",
-    ]
+    checks = bearer(file, TOKEN)
+    write(file, OTHER).chmod(0o644)
+    (job,) = checks.jobs
+    job.run()
+    job.run()  # takes it over
+    assert caplog.messages == [f"--auth-bearer-file: every user of this machine can read {file}; `chmod o-r` it"] * 2
 
 
 def test_secrets_that_can_be_guessed_are_warned_about_by_their_lines(
@@ -214,6 +220,7 @@ def test_secrets_that_can_be_guessed_are_warned_about_by_their_lines(
     assert "hunter2" not in message
 
 
+@hypothesis_settings(deadline=None)  # each example writes and reads files
 @given(authorization=st.lists(st.text() | st.from_regex(r"(?i)(bearer|basic) .*"), max_size=3))
 def test_whatever_is_sent_is_refused_and_breaks_nothing(authorization: list[str]) -> None:
     with TemporaryDirectory() as folder:
