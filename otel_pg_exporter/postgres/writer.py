@@ -27,6 +27,7 @@ from otel_pg_exporter.transcode.values import pg_time
 _logger = logging.getLogger(__name__)
 
 _RESOURCE_LIFETIME = 86_400.0  # seconds until `last_seen` is refreshed
+_SLEPT = 3600.0  # seconds by which a machine's sleep, or a leap of its clock, outlasts what is known of resources
 _RESOURCES_KEPT = 100_000  # ids; a sender that makes up resources must not fill the memory
 _PARTITION_PAUSE = 60.0  # seconds before a day whose partition could not be made is asked for again
 _MARGIN = 5.0  # seconds that a call may outlast the server's own statement_timeout before its socket is cut
@@ -55,6 +56,7 @@ class Writer:
         self._notices = RateLimitedLogger(_logger)
         self._lock = threading.Lock()
         self._resources: dict[bytes, float] = {}  # committed resource id to the time when it expires
+        self._asleep = time.time() - clock()  # grows while the machine sleeps, when the clock stands still
         self._days: dict[int, float] = {}  # day to the time until which it needs no asking
         self._met_duplicates = dict.fromkeys(Signal, False)  # in the last batch
         # When each outage began, and whether it was logged: of PostgreSQL (None), or for the rows of one signal.
@@ -132,7 +134,11 @@ class Writer:
 
     def _new_resources(self, resources: Iterable[bytes]) -> list[bytes]:
         now = self._clock()
+        asleep = time.time() - now
         with self._lock:
+            if abs(asleep - self._asleep) > _SLEPT:  # retention may have taken them meanwhile
+                self._resources.clear()
+                self._asleep = asleep
             return sorted(each for each in resources if self._resources.get(each, 0.0) <= now)
 
     def _remember(self, signal: Signal, written: Written) -> None:

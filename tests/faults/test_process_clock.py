@@ -229,7 +229,7 @@ _WALL_CLOCK = {
     "pipeline/spool_folder.py": "the name of a process's folder",
     "pipeline/spool_writer.py": "how old a request in doubt is",
     "postgres/replay.py": "when a dead letter is sent again",
-    "postgres/writer.py": "how old the spans are that were committed",
+    "postgres/writer.py": "how old the spans are that were committed, and whether the machine slept",
     "receiver/tls.py": "when the certificate ends",
     "sdk/exporters.py": "when items were exported",
     "service/retention.py": "when retention last ended well",

@@ -176,6 +176,17 @@ def test_a_double_takes_the_place_of_a_refused_survivor(db: Database) -> None:
     db.assert_traces_exact()
 
 
+def test_a_resource_that_was_pruned_while_the_machine_slept_is_written_again(db: Database) -> None:
+    db.writer._clock = lambda: time.monotonic() + 10 * 86_400
+    db.writer.write([traces(span(0))])
+    db.execute("DELETE FROM resources")
+    db.writer.write([traces(span(1))])
+    assert db.count("resources") == 0  # it is known, and nobody else removes what was seen within the last days
+    db.writer._clock = time.monotonic  # as one that stood still for ten days
+    db.writer.write([traces(span(2))])
+    assert db.count("resources") == 1
+
+
 def test_a_resource_that_is_refused_costs_only_its_own_items(db: Database) -> None:
     db.execute("ALTER TABLE resources ADD CONSTRAINT no_poison CHECK (service_name <> 'poison')")
     bad, good = traces(span(0, trace=1), service="poison"), traces(span(0, trace=2))
