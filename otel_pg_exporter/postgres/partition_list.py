@@ -14,11 +14,16 @@ from otel_pg_exporter.postgres.operations import transaction
 
 _DOING = "partitions"
 
-# Bounds that Python's datetime can't hold, a user's own MINVALUE, become NULL, as DEFAULT's are. Estimates: that of the
-# last ANALYZE, or what the statistics have counted since.
+# Bounds that Python's datetime can't hold, a user's own MINVALUE, become NULL, as DEFAULT's are. Estimates: what the
+# last ANALYZE found and the table's growth since, as the planner has it, or what the statistics have counted, unless a
+# crash has reset them.
 _LIST = sql.SQL("""
     SELECT t.parent, c.relname, nullif(p.first_time, '-infinity'), nullif(p.after_time, 'infinity'),
-        greatest(c.reltuples::int8, pg_stat_get_live_tuples(c.oid), 0),
+        greatest(
+            c.reltuples / nullif(c.relpages, 0) * (pg_relation_size(c.oid) / current_setting('block_size')::int8),
+            pg_stat_get_live_tuples(c.oid),
+            0
+        )::int8,
         pg_table_size(c.oid), pg_indexes_size(c.oid),
         CASE
             WHEN c.relname = t.parent || '_default' THEN 'default'

@@ -65,6 +65,21 @@ def test_scripts_get_an_object_of_json(dsn: str, owner: Connection) -> None:
     assert oldest["rows_estimate"] == 50
 
 
+def test_rows_are_estimated_by_the_tables_growth_where_a_crash_has_reset_what_was_counted(
+    dsn: str, owner: Connection
+) -> None:
+    insert(owner, "spans", *[span(n, today() - 9 * DAY) for n in range(50, 500)])
+    owner.execute("ANALYZE")
+    insert(owner, "spans", *[span(n, today() - 9 * DAY) for n in range(500, 1000)])
+    owner.execute("SELECT pg_stat_force_next_flush()")
+    owner.execute("SELECT pg_stat_reset()")
+    found = json.loads(command(as_role("otel_reader", dsn), "partitions", "list", "--json").stdout)
+    (rows,) = [
+        each["rows_estimate"] for each in found["partitions"] if each["name"] == f"spans_p{today() - 9 * DAY:%Y%m%d}"
+    ]
+    assert 800 <= rows <= 1200
+
+
 def test_a_dry_run_tells_what_enforce_then_removes(dsn: str, owner: Connection) -> None:
     set_ = command(dsn, "migrate", "--retention-spans", "7d")
     assert set_.returncode == 0
