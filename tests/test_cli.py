@@ -1,6 +1,5 @@
 """The command line, each time as a process of its own."""
 
-import os
 import re
 import shlex
 import socket
@@ -14,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from otel_pg_exporter.config import SERVER_PREFIX, ServeSettings, settings_of
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
-from tests.serving import PROGRAM, environment, run, start_serving
+from tests.serving import environment, run, start_serving
 from tests.support import as_role
 
 UNREACHABLE = "postgresql://otel:s3cret@127.0.0.1:1/otel"
@@ -252,16 +251,6 @@ def test_migrate_prints_the_sql_without_a_database() -> None:
     assert done.returncode == 0
     assert 'CREATE TABLE IF NOT EXISTS "telemetry".schema_migrations' in done.stdout
     assert done.stderr == ""
-
-
-def test_migrate_bears_a_reader_that_goes_away() -> None:
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "wb") as closed:
-        done = subprocess.run(
-            [*PROGRAM, "migrate", "--print"], env=environment(), stdout=closed, stderr=subprocess.PIPE, check=False
-        )
-    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_migrate_makes_the_tables_and_check_tells_whether_they_are_up_to_date(empty_dsn: str) -> None:

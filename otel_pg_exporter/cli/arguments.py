@@ -53,6 +53,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
         self.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
 
+    def print_help(self, file: object = None) -> None:  # noqa: ARG002 - argparse's, and always stdout here
+        """Print the help as all else is printed."""
+        print_lines([self.format_help().rstrip("\n")])
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401 - argparse's overloads
         """Parse, as argparse's own does, but refuse what nobody knows here, where the command is known."""
         options, unknown = super().parse_known_args(args, namespace)

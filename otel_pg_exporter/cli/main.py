@@ -1,8 +1,8 @@
 """The dispatch: which command runs, and with which code it exits.
 
 Exit codes: 0 all went well, 2 the command line or a setting is wrong, 1 anything else that keeps a command from its
-work. Errors are a line or two on stderr, without a stack trace, and never with a password; where log lines are JSON,
-such a line.
+work, 128 and the number of a signal that ended it; SIGPIPE's also where nobody reads any more what it prints. Errors
+are a line or two on stderr, without a stack trace, and never with a password; where log lines are JSON, such a line.
 """
 
 import logging
@@ -24,7 +24,7 @@ from otel_pg_exporter.cli import (
     verify,
 )
 from otel_pg_exporter.cli.arguments import Parser, help_instead
-from otel_pg_exporter.cli.output import PROGRAM, fail
+from otel_pg_exporter.cli.output import PROGRAM, OutputError, fail, reserve_stdout
 from otel_pg_exporter.errors import ConfigurationError, DeploymentError, ExporterError, OutageError
 
 # As `--help` lists them.
@@ -69,6 +69,7 @@ _CHECK_DSN = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
+    reserve_stdout()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -80,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(exc, status=2)
     except OutageError as exc:
         return _fail(exc, "" if isinstance(exc, DeploymentError) else exc.remedy or _CHECK_DSN, status=1)
+    except OutputError as exc:
+        return 128 + signal.SIGPIPE if exc.unread else _fail(exc, status=1)
     except ExporterError as exc:
         return _fail(exc, status=1)
     except KeyboardInterrupt:

@@ -6,7 +6,9 @@ import os
 import shutil
 import sys
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+from otel_pg_exporter.errors import ExporterError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -21,28 +23,42 @@ def version() -> str:
     return importlib.metadata.version(PROGRAM)
 
 
-def print_lines(lines: Iterable[str]) -> bool:
-    """Print to stdout; what nobody reads any more (`| head`) is no error. Return whether somebody reads on."""
-    with _readers_may_leave():
-        print("\n".join(lines), flush=True)
-        return True
-    return False
+class OutputError(ExporterError):
+    """What is printed goes nowhere: stdout is full or closed, or `unread`, since its reader has gone (`| head`)."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(f"cannot write to stdout: {reason.strerror}")
+        self.unread = isinstance(reason, BrokenPipeError)
+
+
+def reserve_stdout() -> None:
+    """Keep the place of a stdout that is closed (`>&-`): no file of ours is to get it, and what goes there, to fail."""
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print to stdout. Raises OutputError, which ends a command."""
+    text = "\n".join(lines)
+    with _stdout() as stdout:
+        print(text, file=stdout)
 
 
 def print_bytes(data: bytes) -> None:
-    """Write to stdout as it is."""
-    with _readers_may_leave():
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+    """Write to stdout as it is. Raises OutputError."""
+    with _stdout() as stdout:
+        stdout.buffer.write(data)
 
 
 @contextlib.contextmanager
-def _readers_may_leave() -> Iterator[None]:
+def _stdout() -> Iterator[TextIO]:
     try:
-        yield
-    except BrokenPipeError:
+        yield sys.stdout
+        sys.stdout.flush()
+    except OSError as exc:
         # Python flushes once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(exc) from exc
 
 
 def fail(error: Exception, remedy: str = "", *, status: int) -> int:

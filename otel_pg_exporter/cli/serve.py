@@ -1,6 +1,7 @@
 """`serve`: the receiver, its signals, and what it says when it is ready."""
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from otel_pg_exporter.cli import environment
 from otel_pg_exporter.cli.arguments import Commands, add_command, add_settings, settings_from
-from otel_pg_exporter.cli.output import PROGRAM, print_lines, version
+from otel_pg_exporter.cli.output import PROGRAM, OutputError, print_lines, version
 from otel_pg_exporter.cli.systemd import Systemd
 from otel_pg_exporter.config import ServeSettings, settings_of
 from otel_pg_exporter.errors import StartupError
@@ -72,7 +73,8 @@ def _run(options: argparse.Namespace) -> int:
 
         signals.service = service = Service(settings)
         service.start()
-        print_lines(_banner(service))
+        with contextlib.suppress(OutputError):  # nobody has to read it
+            print_lines(_banner(service))
         _logger.info("ready: %s", _status(service))
         systemd.ready(_status(service))
         signals.wait(service, systemd)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from otel_pg_exporter.cli.arguments import Commands, add_command, add_database_settings, database_from
 from otel_pg_exporter.cli.colour import Colour, add_colour
 from otel_pg_exporter.cli.forms import SPELLING, moment, positive, seconds
-from otel_pg_exporter.cli.output import PROGRAM, as_json, print_lines
+from otel_pg_exporter.cli.output import PROGRAM, OutputError, as_json, print_lines
 from otel_pg_exporter.config import ServeSettings
 from otel_pg_exporter.errors import ConfigurationError, DatabaseUnavailableError, DeploymentError, OutageError
 from otel_pg_exporter.model import Signal
@@ -52,8 +52,8 @@ examples:
   {PROGRAM} tail --trace-id 4bf92f35 --once --since 1h
   {PROGRAM} tail --json | jq -r 'select(.duration_ns > 1e9) | .name'
 
-exit status: 0 shown (--once), or nobody reads any more; 1 PostgreSQL cannot be asked; 2 wrong flag or setting; 130
-Ctrl-C.
+exit status: 0 shown (--once); 1 PostgreSQL cannot be asked; 2 wrong flag or setting; 130 Ctrl-C; 141 nobody reads any
+more.
 """
 
 
@@ -125,10 +125,10 @@ def _run(options: argparse.Namespace) -> int:
 
     tail = Tail(settings.database, _filter(options), attributes=options.json)
     with contextlib.closing(_Following(tail, settings, options, Lines(Colour(options.color)))) as following:
-        if not following.first(options) or options.once:
-            return 0
-        while following.wait() and following.next():
-            pass
+        following.first(options)
+        while not options.once:
+            following.wait()
+            following.next()
     return 0
 
 
@@ -175,8 +175,8 @@ class _Following:
         if self._connection is not None:
             self._connection.close()
 
-    def first(self, options: argparse.Namespace) -> bool:
-        """Show the last of what is there; return whether somebody reads on. Raises what keeps it from that."""
+    def first(self, options: argparse.Namespace) -> None:
+        """Show the last of what is there. Raises what keeps it from that."""
         timeout = self._settings.statement_timeout
         if not options.once:
             self._look(limit=_MOST_SHOWN, timeout=timeout)  # what is there already is no news
@@ -190,14 +190,15 @@ class _Following:
             print(f"{PROGRAM}: looked back to {look.reached:%F %T} UTC only; --since looks further", file=sys.stderr)
         elif not look.items and options.once:
             print(f"{PROGRAM}: nothing is stored that fits", file=sys.stderr)
-        return self._show(look)
+        self._show(look)
 
-    def wait(self) -> bool:
-        """Wait until the next look is due; return whether somebody reads on."""
-        return not self._readers.poll(max(self._interval, self._took * (1 / _SHARE - 1)) * 1000)
+    def wait(self) -> None:
+        """Wait until the next look is due. Raises OutputError as soon as nobody reads any more."""
+        if self._readers.poll(max(self._interval, self._took * (1 / _SHARE - 1)) * 1000):
+            raise OutputError(BrokenPipeError())
 
-    def next(self) -> bool:
-        """Show what is new; return whether somebody reads on."""
+    def next(self) -> None:
+        """Show what is new."""
         try:
             look = self._look(limit=_MOST_SHOWN, timeout=min(_TIMEOUT, self._settings.statement_timeout))
         except DeploymentError:
@@ -208,10 +209,10 @@ class _Following:
             self._away = True
             self.close()
             self._connection = None
-            return True
+            return
         except DatabaseUnavailableError:  # too slow
             self._look_through_less()
-            return True
+            return
         if self._away:
             print(f"{PROGRAM}: PostgreSQL is back", file=sys.stderr)
         self._away = False
@@ -219,7 +220,7 @@ class _Following:
             self._look_through_less()
         if look.skipped:
             print(f"{PROGRAM}: more than {_MOST_SHOWN:,} arrived at once; the last are shown", file=sys.stderr)
-        return self._show(look)
+        self._show(look)
 
     def _connected(self) -> "Connection":
         from otel_pg_exporter.postgres.connection import connect
@@ -245,8 +246,9 @@ class _Following:
                 file=sys.stderr,
             )
 
-    def _show(self, look: "Look") -> bool:
+    def _show(self, look: "Look") -> None:
         from otel_pg_exporter.cli.tail_lines import as_values
 
         shown = [as_json(as_values(item)) if self._json else self._lines.line(item) for item in look.items]
-        return print_lines(shown) if shown else True
+        if shown:
+            print_lines(shown)
