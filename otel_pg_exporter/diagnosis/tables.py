@@ -43,8 +43,8 @@ def _tables(database: Database, settings: ServeSettings) -> Iterator[Finding]:
     try:
         check(database.connection, database.schema, mapping.load(settings.mapping.mappings))
     except SchemaError as exc:
-        said, _, remedy = str(exc).partition(": run ")
-        yield problem("tables", said, f"run {remedy}" if remedy else "")
+        said, _, remedy = str(exc).partition("; ")
+        yield problem("tables", said, remedy)
     else:
         yield ok("tables", f"schema {database.schema} is up to date")
 
@@ -74,6 +74,20 @@ def _partitions(database: Database, ahead: int) -> Iterator[Finding]:
 
 
 def _default_partitions(database: Database) -> Iterator[Finding]:
+    schema = identifier(database.schema)
+    detached = database.rows(
+        "SELECT c.relname FROM pg_partitioned_table AS p JOIN pg_class AS c ON c.oid = p.partrelid"
+        " WHERE p.partdefid = 0 AND c.oid = ANY (%s::regclass[])",
+        [f"{schema}.{parent}" for parent, _ in _PARENTS],
+    )
+    for (parent,) in detached:
+        yield problem(
+            "DEFAULT partition",
+            f"{parent} has none: what belongs to a day without a partition can't be stored",
+            f"ALTER TABLE {schema}.{parent} ATTACH PARTITION {schema}.{parent}_default DEFAULT;",
+        )
+    if detached:
+        return
     held = []
     for parent, column in _PARENTS:
         query = composed(
@@ -91,7 +105,7 @@ def _default_partitions(database: Database) -> Iterator[Finding]:
         yield warning(
             "DEFAULT partition",
             f"it holds {' and '.join(held)} of today, whose partition could not be made when they came",
-            f"SELECT {identifier(database.schema)}.ensure_partitions((now() AT TIME ZONE 'UTC')::date, "
+            f"SELECT {schema}.ensure_partitions((now() AT TIME ZONE 'UTC')::date, "
             "(now() AT TIME ZONE 'UTC')::date); moves them, in a moment without long transactions",
         )
     else:

@@ -221,7 +221,7 @@ def check(connection: Connection, schema: str, mapping: Mapping) -> None:
             [schema],
         ).fetchall()
         if not tables:
-            raise SchemaError(f"the database has no schema {schema} with our tables: {_remedy(schema, mapping)}")
+            raise SchemaError(f"the database has no schema {schema} with our tables; {_remedy(schema, mapping)}")
         pending = _pending(_applied(connection, schema), schema)
         if not pending:
             _refuse_lost_tables(connection, schema)
@@ -316,7 +316,7 @@ def _pending(applied: Dictionary[int, _Applied], schema: str) -> list[Migration]
         if found.checksum != ours[version].checksum:
             raise SchemaError(
                 f"migration {found.name} of schema {schema} differs from this package's {ours[version].name} "
-                f"(checksum {found.checksum[:12]} in the database, {ours[version].checksum[:12]} here): install the "
+                f"(checksum {found.checksum[:12]} in the database, {ours[version].checksum[:12]} here); install the "
                 "package that made the schema, or an official release"
             )
     return [migration for version, migration in ours.items() if version not in applied]

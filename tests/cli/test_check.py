@@ -104,7 +104,17 @@ def test_tables_that_are_missing_or_old_are_a_problem_with_the_command_that_make
     assert found["tables"]["remedy"].startswith("run `otel-pg-exporter migrate` with the same DSN")
     assert "privileges" not in found
     execute(dsn, "DELETE FROM otel.schema_migrations WHERE version = (SELECT max(version) FROM otel.schema_migrations)")
-    assert "is older" in checked(tmp_path, OTEL_PG_EXPORTER_DSN=dsn, status=1)["tables"]["message"]
+    old = checked(tmp_path, OTEL_PG_EXPORTER_DSN=dsn, status=1)["tables"]
+    assert "is older" in old["message"]
+    assert old["remedy"].startswith("run `otel-pg-exporter migrate` with the same DSN")
+
+
+def test_a_default_partition_that_is_detached_is_attached_by_the_sql_that_it_names(ready: str, tmp_path: Path) -> None:
+    execute(ready, "ALTER TABLE otel.logs DETACH PARTITION otel.logs_default")
+    default = checked(tmp_path, OTEL_PG_EXPORTER_DSN=as_role("otel_writer", ready), status=1)["DEFAULT partition"]
+    assert default["message"].startswith("logs has none: ")
+    execute(ready, default["remedy"])
+    assert checked(tmp_path, OTEL_PG_EXPORTER_DSN=ready)["DEFAULT partition"]["grade"] == "ok"
 
 
 def test_a_role_that_may_not_use_the_schema_hears_so_beside_all_other_findings(ready: str, tmp_path: Path) -> None:

@@ -304,7 +304,7 @@ def test_columns_are_added_although_a_transaction_stands_in_the_way_for_a_while(
 def test_a_missing_schema_is_told_from_a_missing_right(
     empty_dsn: str, owner_dsn: str, empty: Connection, bundled_mapping: Mapping
 ) -> None:
-    with pytest.raises(SchemaError, match="no schema otel with our tables: run `otel-pg-exporter migrate`"):
+    with pytest.raises(SchemaError, match="no schema otel with our tables; run `otel-pg-exporter migrate`"):
         check(empty, "otel", bundled_mapping)
     with pytest.raises(
         SchemaError, match=r"permission denied for database .*; log in as the owner.*docs/how-to/roles.md lists"
