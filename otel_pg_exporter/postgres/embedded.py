@@ -19,7 +19,6 @@ from types import MappingProxyType, TracebackType
 from typing import Self
 from urllib.parse import quote
 
-import platformdirs
 import psycopg
 from psycopg.conninfo import make_conninfo
 
@@ -31,7 +30,7 @@ from otel_pg_exporter.postgres.embedded_binaries import (
     major_of,
     server_version,
 )
-from otel_pg_exporter.postgres.embedded_folder import OTHER_FOLDER, DataFolder, translated
+from otel_pg_exporter.postgres.embedded_folder import OTHER_FOLDER, DataFolder, default_data_dir, translated
 from otel_pg_exporter.postgres.embedded_process import HAS_PROC, POLL, Adopted, Child, Postmaster, read_postmaster_file
 
 __all__ = ["EmbeddedServer", "default_data_dir", "find_binaries", "running_dsn"]
@@ -69,16 +68,6 @@ _SETTINGS: Mapping[str, str] = MappingProxyType(
         "log_line_prefix": "%m [%p] ",
     }
 )
-
-
-def default_data_dir() -> Path:
-    """Return where the data lies unless told otherwise.
-
-    The user's state folder; for root one that an unprivileged user can reach, since /root mostly is closed to others.
-    """
-    if os.geteuid() == 0:
-        return Path("/var/lib/otel-pg-exporter")
-    return platformdirs.user_state_path("otel-pg-exporter")
 
 
 def running_dsn(data_dir: Path | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL's data folder: who owns it, who uses it, and the small files beside the data.
+"""The embedded PostgreSQL's data folder: where it lies, who owns it, who uses it, and the small files beside the data.
 
 ::
 
@@ -20,12 +20,24 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import platformdirs
+
 from otel_pg_exporter.errors import EmbeddedServerError
 from otel_pg_exporter.postgres.embedded_account import Account
 
 OTHER_FOLDER = "choose another folder with --data-dir or OTEL_PG_EXPORTER_DATA_DIR"
 
 _LOG_LIMIT = 16 * 2**20
+
+
+def default_data_dir() -> Path:
+    """Return where the data lies unless told otherwise.
+
+    The user's state folder; for root one that an unprivileged user can reach, since /root mostly is closed to others.
+    """
+    if os.geteuid() == 0:
+        return Path("/var/lib/otel-pg-exporter")
+    return platformdirs.user_state_path("otel-pg-exporter")
 
 
 class DataFolder:
