@@ -26,9 +26,9 @@ def version() -> str:
 class OutputError(ExporterError):
     """What is printed goes nowhere: stdout is full or closed, or `unread`, since its reader has gone (`| head`)."""
 
-    def __init__(self, reason: OSError) -> None:
-        super().__init__(f"cannot write to stdout: {reason.strerror}")
-        self.unread = isinstance(reason, BrokenPipeError)
+    def __init__(self, message: str, *, unread: bool = False) -> None:
+        super().__init__(message)
+        self.unread = unread
 
 
 def reserve_stdout() -> None:
@@ -58,7 +58,8 @@ def _stdout() -> Iterator[TextIO]:
     except OSError as exc:
         # Python flushes once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OutputError(exc) from exc
+        unread = isinstance(exc, BrokenPipeError)
+        raise OutputError(f"cannot write to stdout: {exc.strerror}", unread=unread) from exc
 
 
 def fail(error: Exception, remedy: str = "", *, status: int) -> int:

@@ -195,7 +195,7 @@ class _Following:
     def wait(self) -> None:
         """Wait until the next look is due. Raises OutputError as soon as nobody reads any more."""
         if self._readers.poll(max(self._interval, self._took * (1 / _SHARE - 1)) * 1000):
-            raise OutputError(BrokenPipeError())
+            raise OutputError("nobody reads any more", unread=True)
 
     def next(self) -> None:
         """Show what is new."""
