@@ -49,9 +49,9 @@ class Answer:
     retry: bool = False  # the sender is to come again after `RETRY_AFTER`
 
 
-# An error is answered by the nearest of its ancestors listed here. RESOURCE_EXHAUSTED without RetryInfo means "never
-# again" to a sender, so nothing temporary may be answered with it. Nor with HTTP's 429: Python's exporters, up to 1.38 at
-# least, retry 408 and 5xx alone, and drop a batch that is answered so.
+# An error is answered by the nearest of its ancestors listed here. Nothing temporary may be answered with what means
+# "never again" to a sender: by gRPC RESOURCE_EXHAUSTED without RetryInfo, by HTTP 429, after which Python's exporters,
+# up to 1.38 at least, drop the batch: they retry 408 and 5xx alone.
 ANSWERS: Mapping[type[ExporterError], Answer] = MappingProxyType(
     {
         RetryableError: Answer(grpc=grpc.StatusCode.UNAVAILABLE, http=503, retry=True),
