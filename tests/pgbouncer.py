@@ -58,7 +58,7 @@ class PgBouncer:
     def _start(self) -> None:
         with self._log.open("a") as log:
             self._process = self._account.popen([str(program()), self._configuration], output=log)
-        wait_until(self._answers, timeout=30)
+        wait_until(self._answers)
 
     def _answers(self) -> bool:
         assert self._process.poll() is None, self._log.read_text()

@@ -57,7 +57,7 @@ class Serving:
 
     def wait_ready(self) -> None:
         """Wait for the whole banner; fail with what was said instead if the process ends."""
-        wait_until(lambda: "python app.py" in self.stdout or self.process.poll() is not None, timeout=60)
+        wait_until(lambda: "python app.py" in self.stdout or self.process.poll() is not None)
         assert self.process.poll() is None, self.stderr
 
     @property

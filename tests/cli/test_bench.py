@@ -114,7 +114,7 @@ def test_a_signal_ends_it_and_leaves_nothing_behind(dsn: str, number: signal.Sig
             text=True,
         ) as bench:
             try:
-                wait_until(rows_are_written, timeout=60)
+                wait_until(rows_are_written)
                 bench.send_signal(number)
                 stdout, stderr = bench.communicate(timeout=60)
             finally:

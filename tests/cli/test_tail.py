@@ -63,8 +63,13 @@ class Following:
     def stderr(self) -> str:
         return self._stderr.read_text()
 
+    @property
+    def said(self) -> list[str]:
+        """What stands on stderr, but for what it says of a slow machine."""
+        return [line for line in self.stderr.splitlines() if "PostgreSQL is busy" not in line]
+
     def wait_for(self, text: str) -> None:
-        wait_until(lambda: text in self._stdout.read_text() or self.process.poll() is not None, timeout=30)
+        wait_until(lambda: text in self._stdout.read_text() or self.process.poll() is not None)
         assert text in self._stdout.read_text(), self.stderr
 
 
@@ -97,7 +102,7 @@ def test_each_item_appears_once_soon_after_it_is_stored(written: Database, reade
             tail.wait_for(f"line {number}")
         tail.process.send_signal(signal.SIGINT)
         assert tail.process.wait(30) == 128 + signal.SIGINT
-        assert tail.stderr == ""
+        assert tail.said == []
         texts = [line.split("  ")[-1].strip() for line in tail.lines]
         assert sorted(texts) == sorted(
             ["before", *(f"operation {n}" for n in range(5)), *(f"line {n}" for n in range(5))]
@@ -197,7 +202,7 @@ def test_where_too_much_arrives_the_last_are_shown_and_that_is_said(
         tail.wait_for('"last"')
         bodies = [json.loads(line)["body"] for line in tail.lines]
         assert len(bodies) == len(set(bodies)) <= 1_502
-        assert tail.stderr == "otel-pg-exporter: more than 1,000 arrived at once; the last are shown\n"
+        assert tail.said == ["otel-pg-exporter: more than 1,000 arrived at once; the last are shown"]
 
 
 def test_an_outage_is_told_once_and_survived(written: Database, reader: str, tmp_path: Path) -> None:
@@ -205,12 +210,12 @@ def test_an_outage_is_told_once_and_survived(written: Database, reader: str, tmp
         written.writer.write([logs(said("before"))])
         tail.wait_for("before")
         proxy.refuse()
-        wait_until(lambda: "waiting for it" in tail.stderr, timeout=30)
+        wait_until(lambda: "waiting for it" in tail.stderr)
         written.writer.write([logs(said("meanwhile"))])
         proxy.up()
         tail.wait_for("meanwhile")
-        wait_until(lambda: tail.stderr.endswith("PostgreSQL is back\n"), timeout=30)
-        assert tail.stderr.count("\n") == 2
+        wait_until(lambda: "PostgreSQL is back\n" in tail.stderr)
+        assert len(tail.said) == 2
         assert [line.split()[-1] for line in tail.lines] == ["before", "meanwhile"]
 
 
@@ -222,7 +227,7 @@ def test_a_look_that_takes_long_looks_through_less_the_next_time(
         written.writer.write([logs(said("before"))])
         tail.wait_for("before")
         holder.execute("LOCK TABLE otel.logs IN ACCESS EXCLUSIVE MODE")
-        wait_until(lambda: "PostgreSQL is busy: from now on without what began more than" in tail.stderr, timeout=30)
+        wait_until(lambda: "PostgreSQL is busy: from now on without what began more than" in tail.stderr)
         holder.rollback()
         written.writer.write([traces(old)])
         written.writer.write([logs(said("after"))])

@@ -64,7 +64,7 @@ def test_under_load_nothing_younger_is_lost_and_what_is_kept_is_exact(receiver: 
 
     with ThreadPoolExecutor(SENDERS + REPLICAS) as pool:
         senders = [pool.submit(send, number) for number in range(SENDERS)]
-        wait_until(lambda: receiver.database.count("traces") >= SENDERS, timeout=60)
+        wait_until(lambda: receiver.database.count("traces") >= SENDERS)
         rounds = [each.result(240) for each in [pool.submit(replica, number) for number in range(REPLICAS)]]
         stop.set()
         sent = [each.result(60) for each in senders]

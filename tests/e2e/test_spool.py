@@ -44,12 +44,18 @@ class House:
     def send(self, signal: Signal, body: bytes) -> None:
         assert self.receiver.send(signal, body) == OK
 
+    def begin(self, signal: Signal) -> None:
+        """Store 20 items, so that connections and partitions are there."""
+        # On a slow machine by way of the spool.
+        self.send(signal, request(signal, 0))
+        self.wait_drained()
+
     @property
     def in_spool(self) -> int:
         return self.receiver.service.counts().in_spool
 
     def wait_drained(self) -> None:
-        wait_until(lambda: self.in_spool == 0, timeout=60)
+        wait_until(lambda: self.in_spool == 0)
 
 
 @contextlib.contextmanager
@@ -95,7 +101,7 @@ def test_an_outage_costs_senders_nothing(
     dsn: str, writer_dsn: str, tmp_path: Path, signal: Signal, protocol: Protocol
 ) -> None:
     with house(dsn, writer_dsn, tmp_path, protocol=protocol) as it:
-        it.send(signal, request(signal, 0))
+        it.begin(signal)
         it.proxy.refuse()
         for number in range(1, 20):
             it.send(signal, request(signal, number))
@@ -117,10 +123,10 @@ def test_a_commit_without_an_answer_then_an_outage_and_a_restart_then_logs_are_t
     signal = Signal.LOGS
     with proxy_for(writer_dsn) as proxy:
         with house(dsn, writer_dsn, tmp_path, proxy=proxy) as it:
-            it.send(signal, request(signal, 0))
+            it.begin(signal)
             proxy.lose_commits(1, then=proxy.refuse)
             it.send(signal, request(signal, 1))
-            assert proxy.commits_lost == 1
+            wait_until(lambda: proxy.commits_lost == 1)
             assert it.in_spool == 20
         proxy.up()
         folder = SpoolFolders(tmp_path, target_of(DatabaseSettings(dsn=proxy.dsn))).acquire()
@@ -179,7 +185,7 @@ def test_refused_items_of_a_spooled_request_are_named_at_once_and_dead_letters_o
         query = "SELECT extract(epoch FROM min(received_at)), extract(epoch FROM max(received_at)) FROM dead_letters"
         [(first, last)] = it.receiver.database.rows(query)
         assert before - 0.001 <= first <= last <= answered
-        assert it.receiver.send(signal, body)[0] == in_all
+        wait_until(lambda: it.receiver.send(signal, body)[0] == in_all)  # unless the machine is slow, at once
         assert it.receiver.database.count("dead_letters") == in_all
 
 
@@ -188,7 +194,7 @@ def test_a_retry_meets_its_request_in_the_spool_being_written_or_drained_and_cha
     dsn: str, writer_dsn: str, tmp_path: Path, signal: Signal
 ) -> None:
     with house(dsn, writer_dsn, tmp_path) as it:
-        it.send(signal, request(signal, 0))
+        it.begin(signal)
         body = request(signal, 1)
         with psycopg.connect(dsn) as connection:
             connection.execute(f"LOCK TABLE otel.{signal.table} IN ACCESS EXCLUSIVE MODE".encode())
@@ -208,7 +214,7 @@ def test_a_stop_in_an_outage_spools_what_waits_and_the_next_start_writes_it(
 ) -> None:
     with proxy_for(writer_dsn) as proxy:
         with house(dsn, writer_dsn, tmp_path, proxy=proxy) as it, ThreadPoolExecutor(4) as pool:
-            it.send(Signal.TRACES, request(Signal.TRACES, 0))
+            it.begin(Signal.TRACES)
             proxy.stall()
             calls = [
                 it.receiver.client.future(METHODS[signal], request(signal, number))
@@ -218,7 +224,7 @@ def test_a_stop_in_an_outage_spools_what_waits_and_the_next_start_writes_it(
             wait_until(lambda: it.receiver.service.counts().in_flight + it.in_spool == 10 * 20)
             stopped = pool.submit(it.receiver.service.stop)
             assert [heard(call.result()) for call in calls] == [OK] * 10
-            stopped.result(30)
+            stopped.result(60)
             assert it.in_spool == 200
         proxy.flow()
         with house(dsn, writer_dsn, tmp_path, proxy=proxy) as it:
@@ -234,7 +240,7 @@ def test_a_full_spool_asks_senders_to_come_again_and_has_room_after_the_drain(
 ) -> None:
     line = "x" * 100_000
     with house(dsn, writer_dsn, tmp_path, max_bytes=2**20) as it:
-        it.send(Signal.LOGS, request(Signal.LOGS, 0))
+        it.begin(Signal.LOGS)
         it.proxy.refuse()
         number = 0
         while True:
@@ -257,13 +263,13 @@ def test_a_full_spool_asks_senders_to_come_again_and_has_room_after_the_drain(
 def test_one_signals_missing_table_leaves_the_other_alone(dsn: str, writer_dsn: str, tmp_path: Path) -> None:
     with house(dsn, writer_dsn, tmp_path) as it:
         for signal in Signal:
-            it.send(signal, request(signal, 0))
+            it.begin(signal)
         it.receiver.database.execute("ALTER TABLE logs RENAME TO elsewhere")
         for number in range(1, 4):
             for signal in Signal:
                 it.send(signal, request(signal, number))
-        assert rows_of(it.receiver.database, Signal.TRACES) == 80  # directly, at once
-        assert it.in_spool == 60
+        wait_until(lambda: rows_of(it.receiver.database, Signal.TRACES) == 80)
+        wait_until(lambda: it.in_spool == 60)
         it.receiver.database.execute("ALTER TABLE elsewhere RENAME TO logs")
         it.wait_drained()
         assert rows_of(it.receiver.database, Signal.LOGS) == 80
@@ -300,7 +306,7 @@ def test_a_living_process_takes_over_what_a_dead_one_has_left_damage_and_all(
         (elsewhere.path / "something").touch()
         elsewhere.release()
         dead.release()  # as its end does; not empty, so the folder stays
-        wait_until(lambda: it.receiver.database.count("logs") == 40, timeout=30)
+        wait_until(lambda: it.receiver.database.count("logs") == 40)
         wait_until(lambda: not dead.path.exists())
         wait_until(lambda: it.receiver.service.counts().drained == 40)  # settled a moment after the COMMIT
         counts = it.receiver.service.counts()
@@ -342,16 +348,16 @@ def test_the_counts_balance_to_the_item_at_every_moment_of_an_outage_and_its_end
             try:
                 for _ in range(2):
                     it.proxy.lose_commits(2)
-                    wait_until(lambda: it.proxy.commits_lost >= 2, timeout=30)
+                    wait_until(lambda: it.proxy.commits_lost >= 2)
                     it.proxy.refuse()
                     before = it.receiver.service.counts().spooled
-                    wait_until(lambda before=before: it.receiver.service.counts().spooled > before + 100, timeout=30)  # type: ignore[misc] # mypy infers no default
+                    wait_until(lambda before=before: it.receiver.service.counts().spooled > before + 100)  # type: ignore[misc] # mypy infers no default
                     it.proxy.up()
-                    wait_until(lambda: it.in_spool < 100, timeout=60)
+                    wait_until(lambda: it.in_spool < 100)
             finally:
                 done.set()
             sent = [each.result(60) for each in clients]
-            assert looks.result(10) > 100
+            assert looks.result(60) > 100
         it.wait_drained()
         assert rows_of(it.receiver.database, Signal.TRACES) == 5 * sum(sent[::2])
         assert rows_of(it.receiver.database, Signal.LOGS) == 5 * sum(sent[1::2])

@@ -68,7 +68,7 @@ def collecting(folder: Path, files: Files, address: str, end: signal.Signals = s
         process = subprocess.Popen([PROGRAM, *options(files)], cwd=FOLDER, env=settings, stderr=said)
         try:
             log = Path(said.name)
-            wait_until(lambda: log.read_text().count("Everything is ready") or process.poll() is not None, timeout=60)
+            wait_until(lambda: log.read_text().count("Everything is ready") or process.poll() is not None)
             assert process.poll() is None, log.read_text()
             yield f"http://{own}"
         finally:
@@ -109,7 +109,7 @@ def test_what_an_app_sends_to_the_collector_arrives_through_it(
 ) -> None:
     with collecting(tmp_path, files, address_for(serving, files)) as endpoint:
         send_shop(endpoint)
-        wait_until(lambda: stored(dsn) == (SPANS, LOGS), timeout=60)
+        wait_until(lambda: stored(dsn) == (SPANS, LOGS))
 
 
 @pytest.mark.parametrize("files", VARIANTS, ids="+".join)

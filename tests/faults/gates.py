@@ -34,7 +34,7 @@ def wait_for_backend(connection: psycopg.Connection[tuple[int]], statement: str,
         found.update(backend for (backend,) in connection.execute(_HELD, [statement, wait_event]))
         return bool(found)
 
-    wait_until(look, timeout=60)
+    wait_until(look)
     return found.pop()
 
 

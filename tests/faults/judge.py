@@ -68,7 +68,7 @@ def _name(signal: Signal, otlp: bytes) -> str:
     return name
 
 
-def judge(dsn: str, *ledgers: Ledger, services: Sequence[Service] = (), timeout: float = 60.0) -> Tables:
+def judge(dsn: str, *ledgers: Ledger, services: Sequence[Service] = (), timeout: float = 120.0) -> Tables:
     """Assert that what was acknowledged is stored once, and that nothing else is.
 
     `services` are all receivers that wrote, if they live in this process and were not killed: then their spools must

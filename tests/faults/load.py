@@ -178,7 +178,7 @@ class Load:
         self._pool = ThreadPoolExecutor(clients, thread_name_prefix="load")
         self._clients: list[Future[None]] = [self._pool.submit(self._client, number) for number in range(clients)]
 
-    def wait_for_more(self, requests: int = 20, timeout: float = 60.0) -> None:
+    def wait_for_more(self, requests: int = 20, timeout: float = 120.0) -> None:
         """Return when this many requests more are acknowledged; raise what a client failed with."""
         wanted = len(self.ledger.acknowledged) + requests
         wait_until(lambda: len(self.ledger.acknowledged) >= wanted or self._failed(), timeout)

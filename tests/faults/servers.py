@@ -21,7 +21,7 @@ def connect_when_ready(dsn: str) -> psycopg.Connection[tuple[int]]:
             connections.append(psycopg.connect(dsn, autocommit=True))
         return bool(connections)
 
-    wait_until(attempt, timeout=60)
+    wait_until(attempt)
     return connections[0]
 
 
@@ -52,4 +52,4 @@ def end_and_revive(server: EmbeddedServer, number: signal.Signals) -> None:
     """End a server by a signal, and start it again."""
     assert server.pid is not None
     os.kill(server.pid, number)
-    wait_until(server.revive, timeout=60)
+    wait_until(server.revive)

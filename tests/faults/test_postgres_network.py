@@ -44,7 +44,7 @@ def stall_after_a_commit(proxy: Proxy, running: Load) -> None:
 
 
 def _flow_again(proxy: Proxy, running: Load) -> None:
-    wait_until(lambda: proxy.stalled, timeout=30)
+    wait_until(lambda: proxy.stalled)
     running.wait_for_more()
     proxy.flow()
 
@@ -60,13 +60,13 @@ def lose_commit_after_commit(proxy: Proxy, running: Load) -> None:
 def _lose_commits(proxy: Proxy, count: int) -> None:
     before = proxy.commits_lost
     proxy.lose_commits(count)
-    wait_until(lambda: proxy.commits_lost >= before + count, timeout=30)
+    wait_until(lambda: proxy.commits_lost >= before + count)
 
 
 def lose_a_commit_and_go_away(proxy: Proxy, running: Load) -> None:
     before = proxy.commits_lost
     proxy.lose_commits(1, then=proxy.refuse)  # the server dies with the answer on its lips
-    wait_until(lambda: proxy.commits_lost > before, timeout=30)
+    wait_until(lambda: proxy.commits_lost > before)
     running.wait_for_more()
     proxy.up()
 

@@ -100,11 +100,20 @@ def _set(dsn: str, setting: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "limit", [DatabaseSettings(statement_timeout=0.3), DatabaseSettings(lock_timeout=0.3)], ids=["statement", "lock"]
+    ("limit", "sqlstate"),
+    [(DatabaseSettings(statement_timeout=2), "57014"), (DatabaseSettings(lock_timeout=2), "55P03")],
+    ids=["statement", "lock"],
 )
 @pytest.mark.parametrize("table", ["spans", "traces", "ingest_requests"])
 def test_a_lock_that_is_held_longer_than_a_statement_may_take_is_waited_for(
-    prepared: str, receive: Receive, limit: DatabaseSettings, table: str, rounds: int
+    prepared: str,
+    receive: Receive,
+    rounds: int,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    limit: DatabaseSettings,
+    sqlstate: str,
+    table: str,
 ) -> None:
     ledger = Ledger()
     service = receive(prepared, database=limit)
@@ -116,13 +125,14 @@ def test_a_lock_that_is_held_longer_than_a_statement_may_take_is_waited_for(
                 spooled = service.counts().spooled
                 wait_until(lambda spooled=spooled: service.counts().spooled > spooled)  # type: ignore[misc] # its own
                 running.wait_for_more(8)
+                wait_until(lambda: sqlstate in caplog.text)
         running.wait_for_more()
     judge(prepared, ledger, services=[service])
 
 
 def test_the_victim_of_a_deadlock_is_stored_all_the_same(own_postgres: EmbeddedServer, receive: Receive) -> None:
     dsn = own_postgres.dsn
-    _set(dsn, "deadlock_timeout = '2s'")
+    _set(dsn, "deadlock_timeout = '5s'")
     ledger = Ledger()
     service = receive(dsn)
     with load(ledger, str(service.grpc_endpoint)) as running:
@@ -236,7 +246,7 @@ def test_tables_that_drifted_hold_rows_back_until_they_are_mended(
         for _ in range(rounds):
             running.wait_for_more()
             execute(prepared, fault.damage)
-            wait_until(lambda: held(service) and was_said(caplog, fault.said), timeout=30)
+            wait_until(lambda: held(service) and was_said(caplog, fault.said))
             running.wait_for_more(30)
             execute(prepared, fault.mending)
         running.wait_for_more()
@@ -273,7 +283,7 @@ def test_rows_without_any_partition_are_held_until_default_is_attached_again(
     for table in ("spans", "logs"):
         execute(prepared, f"ALTER TABLE {table} DETACH PARTITION {table}_default")
     with load(ledger, str(service.grpc_endpoint)) as running:
-        wait_until(lambda: was_said(caplog, "23514"), timeout=30)
+        wait_until(lambda: was_said(caplog, "23514"))
         execute(
             prepared, *(f"ALTER TABLE {table} ATTACH PARTITION {table}_default DEFAULT" for table in ("spans", "logs"))
         )
@@ -289,7 +299,7 @@ def test_tables_that_were_dropped_are_written_to_once_they_are_there_again(
     service = receive(dsn)
     execute(dsn, "DROP SCHEMA otel CASCADE")
     with load(ledger, str(service.grpc_endpoint), poison=False) as running:
-        wait_until(lambda: was_said(caplog, _MIGRATE), timeout=30)
+        wait_until(lambda: was_said(caplog, _MIGRATE))
         migrate(DatabaseSettings(dsn=dsn), mapping.load())
         running.wait_for_more()
     judge(dsn, ledger, services=[service])
@@ -307,7 +317,7 @@ def test_rights_that_were_revoked_hold_rows_back_until_they_are_granted_again(
             for right in ("INSERT ON spans", "UPDATE ON traces", "INSERT ON logs"):
                 running.wait_for_more()
                 execute(granted, f"REVOKE {right} FROM otel_writer")
-                wait_until(lambda: held(service), timeout=30)
+                wait_until(lambda: held(service))
                 running.wait_for_more()
                 execute(granted, f"GRANT {right} TO otel_writer")
         running.wait_for_more()

@@ -70,9 +70,9 @@ def test_nothing_acknowledged_is_lost_when_postgresqls_disk_is_full_for_a_while(
     with load(ledger, str(service.grpc_endpoint), items=100) as running:
         running.wait_for_more()
         with filled(cramped.data_dir.parent, leave=2 * _MEBIBYTE):
-            wait_until(lambda: panicked(cramped) if panic else "(53100)" in caplog.text, 60)
+            wait_until(lambda: panicked(cramped) if panic else "(53100)" in caplog.text)
             running.wait_for_more()  # into the spool
-        wait_until(lambda: revived(cramped), 60)
+        wait_until(lambda: revived(cramped))
         running.wait_for_more()
     judge(cramped.dsn, ledger, services=[service])
 
@@ -114,7 +114,7 @@ def test_a_spool_that_has_filled_its_disk_by_itself_gets_empty_when_postgresql_i
 def assert_refused_for_now(ledger: Ledger, service: Service) -> None:
     """Wait until senders are refused, and see how."""
     before = service.counts().refused
-    wait_until(lambda: service.counts().refused > before, 60)
+    wait_until(lambda: service.counts().refused > before)
     request = spans_request(ledger, client=10_000, number=0, part=0, count=2_000)
     ledger.send(request)
     with client_of(str(service.grpc_endpoint)) as client:

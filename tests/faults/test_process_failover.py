@@ -66,10 +66,10 @@ def test_a_standby_that_is_met_while_the_primary_is_away_holds_nothing_up(
         running.wait_for_more(40)
         assert pair.primary.pid is not None
         kill_machine(pair.primary.pid)
-        wait_until(lambda: "in a read-only transaction" in pair.standby_log.read_text(), 60)
+        wait_until(lambda: "in a read-only transaction" in pair.standby_log.read_text())
         if promoted:
             pair.promote()
         else:
-            wait_until(pair.primary.revive, 60)
+            wait_until(pair.primary.revive)
         running.wait_for_more(40)
     judge(pair.standby_dsn if promoted else pair.primary_dsn, ledger, services=[service])

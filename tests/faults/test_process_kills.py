@@ -124,7 +124,7 @@ def test_a_process_that_dies_while_it_spools_leaves_all_that_it_acknowledged_to_
         for _ in range(rounds):
             running.wait_for_more()
             house.proxy.refuse()
-            wait_until(house.has_spooled, 60)
+            wait_until(house.has_spooled)
             house.kill()
             house.restart()  # without a PostgreSQL
             running.wait_for_more()

@@ -66,7 +66,7 @@ def test_a_stop_with_many_calls_in_flight_ends_in_time_and_every_ok_holds(
         running.wait_for_more(2 * _CLIENTS)
         with contextlib.ExitStack() as lock:
             lock.enter_context(stalled(prepared))
-            wait_until(lambda: a_writer_waits(prepared), 60)
+            wait_until(lambda: a_writer_waits(prepared))
             old.send(signal.SIGTERM)
             wait_until(lambda: "stopping" in old.stderr)
             if released:

@@ -11,20 +11,18 @@ import pytest
 
 from otel_pg_exporter.config import PipelineSettings
 from otel_pg_exporter.errors import OutageError
-from otel_pg_exporter.model import Outcome, RowBatch
+from otel_pg_exporter.model import Outcome, RowBatch, Signal
 from otel_pg_exporter.monitoring.endpoint import Vitals
 from otel_pg_exporter.monitoring.watch import Watch
 from otel_pg_exporter.pipeline.availability import Availability
 from otel_pg_exporter.service import Service
-from tests.e2e.support import OK, Receiver, heard, receiving
+from tests.e2e.support import OK, Receiver, heard, persist, receiving
 from tests.monitoring.support import TRACE_SERVICE, Scrape, ask, health_of, ready, serving
 from tests.proxy import Proxy, proxy_for
 from tests.receiver.support import TRACES
 from tests.support import wait_until
 from tests.test_service import settings, spans_locked
 from tests.workload import span, trace_body, traces
-
-_FLIP = 20.0  # seconds; about three on a machine that has nothing else to do
 
 
 @pytest.fixture
@@ -48,8 +46,8 @@ def test_without_a_spool_nothing_is_ready_while_postgresql_is_away_and_all_is_ag
             assert serving(health)
             assert serving(health, TRACE_SERVICE)
             proxy.refuse()
-            wait_until(lambda: not ready(service), timeout=_FLIP)
-            wait_until(lambda: not serving(health), timeout=_FLIP)
+            wait_until(lambda: not ready(service))
+            wait_until(lambda: not serving(health))
             assert not serving(health, TRACE_SERVICE)
             body = ask(service, "/readyz").body
             assert body["reasons"] == ["PostgreSQL does not answer", "there is no spool"]
@@ -58,8 +56,8 @@ def test_without_a_spool_nothing_is_ready_while_postgresql_is_away_and_all_is_ag
             found = Scrape(service)
             assert (found("otel_pg_exporter_ready"), found("otel_pg_exporter_postgresql_up")) == (0, 0)
             proxy.up()
-            wait_until(lambda: ready(service), timeout=_FLIP)
-            wait_until(lambda: serving(health), timeout=_FLIP)
+            wait_until(lambda: ready(service))
+            wait_until(lambda: serving(health))
             assert ask(service, "/readyz").body["postgresql"]["up"] is True
     assert readiness_lines(caplog) == [
         "no answer from PostgreSQL",
@@ -72,9 +70,9 @@ def test_without_a_spool_nothing_is_ready_while_postgresql_is_away_and_all_is_ag
 def test_a_postgresql_that_hangs_is_noticed_and_asking_for_readiness_never_waits_for_it(dsn: str, proxy: Proxy) -> None:
     with receiving(proxy.dsn, read_dsn=dsn, pipeline=PipelineSettings(ack_timeout=1)) as receiver:
         proxy.stall()
-        wait_until(lambda: not ready(receiver.service), timeout=_FLIP)
+        wait_until(lambda: not ready(receiver.service))
         proxy.flow()
-        wait_until(lambda: ready(receiver.service), timeout=_FLIP)
+        wait_until(lambda: ready(receiver.service))
 
 
 def test_with_a_spool_it_stays_ready_until_that_is_full_and_is_again_once_it_is_drained(
@@ -86,11 +84,11 @@ def test_with_a_spool_it_stays_ready_until_that_is_full_and_is_again_once_it_is_
         service = receiver.service
         with health_of(service) as health:
             proxy.refuse()
-            wait_until(lambda: not ask(service, "/readyz").body["postgresql"]["up"], timeout=_FLIP)
+            wait_until(lambda: not ask(service, "/readyz").body["postgresql"]["up"])
             assert ready(service)
             _fill_the_spool(receiver)
-            wait_until(lambda: not ready(service), timeout=_FLIP)
-            wait_until(lambda: not serving(health), timeout=_FLIP)
+            wait_until(lambda: not ready(service))
+            wait_until(lambda: not serving(health))
             body = ask(service, "/readyz").body
             assert body["reasons"] == ["PostgreSQL does not answer", "the spool is full, or its disk fails"]
             assert 0 < body["spool"]["bytes"] <= body["spool"]["max_bytes"] == 2**20
@@ -102,8 +100,8 @@ def test_with_a_spool_it_stays_ready_until_that_is_full_and_is_again_once_it_is_
             assert found("otel_pg_exporter_items_in_spool", signal="traces") == body["spool"]["items"]
             assert 0 < found("otel_pg_exporter_spool_oldest_age_seconds") < 300
             proxy.up()
-            wait_until(lambda: ready(service) and serving(health), timeout=_FLIP)
-            wait_until(lambda: service.counts().in_spool == 0, timeout=60)
+            wait_until(lambda: ready(service) and serving(health))
+            wait_until(lambda: service.counts().in_spool == 0)
             wait_until(lambda: Scrape(service)("otel_pg_exporter_spool_size_bytes") == 0)
 
 
@@ -121,13 +119,13 @@ def test_a_table_that_takes_nothing_makes_it_not_ready_although_postgresql_answe
     with receiving(dsn, pipeline=PipelineSettings(ack_timeout=0.5)) as receiver:
         receiver.database.execute("ALTER TABLE spans RENAME TO elsewhere")
         receiver.client.refused(TRACES, trace_body([span(0)]))
-        wait_until(lambda: not ready(receiver.service), timeout=_FLIP)
+        wait_until(lambda: not ready(receiver.service))
         body = ask(receiver.service, "/readyz").body
         assert body["postgresql"]["up"] is True
         assert body["reasons"] == ["PostgreSQL does not take spans", "there is no spool"]
         receiver.database.execute("ALTER TABLE elsewhere RENAME TO spans")
-        assert heard(receiver.client.export(TRACES, trace_body([span(1)]))) == OK
-        wait_until(lambda: ready(receiver.service), timeout=_FLIP)
+        assert persist(receiver.client, Signal.TRACES, trace_body([span(1)])) == OK
+        wait_until(lambda: ready(receiver.service))
 
 
 def test_a_service_that_is_being_stopped_is_healthy_but_not_ready(dsn: str) -> None:

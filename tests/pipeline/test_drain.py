@@ -123,7 +123,7 @@ class House:
         return drain
 
     def wait_empty(self, left: int = 0) -> None:
-        wait_until(lambda: self.spool.level.requests <= left, timeout=60)
+        wait_until(lambda: self.spool.level.requests <= left)
         wait_until(lambda: self.counters.snapshot().in_spool == self.spool.level.items)
         assert self.counters.snapshot().balanced
 
@@ -240,7 +240,7 @@ def test_a_request_that_fails_alone_waits_and_the_others_pass(house: House, capl
     house.table.errors[7] = [DatabaseUnavailableError("too slow") for _ in range(8)]
     house.put(*(request(number) for number in range(20)))
     house.drain()
-    wait_until(lambda: house.spool.level.requests == 1, timeout=60)
+    wait_until(lambda: house.spool.level.requests == 1)
     assert sorted(house.table.all_written) == [number for number in range(20) if number != 7]
     assert "request 8 (traces) fails alone" in caplog.text  # as the spool counts
     assert house.spool.level.set_aside == 0
@@ -253,7 +253,7 @@ def test_a_request_that_ends_its_connection_each_time_does_not_keep_the_others(h
     house.table.errors[0] = [OutageError("gone") for _ in range(100)]
     house.put(*(request(number) for number in range(5)))
     house.drain()
-    wait_until(lambda: sorted(house.table.all_written) == [1, 2, 3, 4], timeout=60)
+    wait_until(lambda: sorted(house.table.all_written) == [1, 2, 3, 4])
     house.table.errors[0] = []
     house.wait_empty()
 
@@ -265,7 +265,7 @@ def test_a_bug_sets_aside_the_request_that_meets_it_and_no_other(
     house.table.errors[3] = [ZeroDivisionError("oops") for _ in range(100)]
     house.put(*(request(number, signal) for number in range(10)))
     house.drain()
-    wait_until(lambda: sorted(house.table.all_written) == [number for number in range(10) if number != 3], timeout=60)
+    wait_until(lambda: sorted(house.table.all_written) == [number for number in range(10) if number != 3])
     house.wait_empty(left=1)
     [left] = house.spool.following(0)
     assert left.set_aside == "internal error: ZeroDivisionError"

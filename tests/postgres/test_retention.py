@@ -152,7 +152,7 @@ def test_who_holds_a_lock_keeps_the_rest_from_nothing_and_is_named(dsn: str, own
         with open_connection(dsn) as reader, reader.transaction():
             reader.execute("SELECT FROM spans LIMIT 1")
             with pytest.raises(DatabaseUnavailableError, match=r"spans stays locked; end what holds it \(pg_stat"):
-                ours.run(within=3)
+                ours.run(within=6)
             insert(owner, "spans", span(9, today()))  # nobody waits for us meanwhile
         assert fetch(owner, "SELECT count(*) FROM ingest_requests") == [(7,)]
         assert name(8) in partitions(owner)
@@ -177,7 +177,7 @@ def test_of_a_locked_table_and_of_another_replica_that_meets_it_too_the_table_is
     with open_connection(dsn) as reader, open_connection(dsn) as other, retention(dsn) as ours:
         reader.execute("BEGIN; SELECT FROM spans LIMIT 1")
         with ThreadPoolExecutor(1) as pool:
-            round_ = pool.submit(ours.run, within=4)
+            round_ = pool.submit(ours.run, within=8)
             wait_until(lambda: fetch(owner, "SELECT FROM pg_locks WHERE NOT granted AND relation = 'spans'::regclass"))
             with other.transaction():
                 other.execute("SELECT pg_advisory_xact_lock(hashtextextended('otel-pg-exporter retention otel', 0))")

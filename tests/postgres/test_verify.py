@@ -353,7 +353,7 @@ def test_a_row_that_a_writer_is_about_to_insert_is_repaired_when_it_is_there(dsn
         wait_until(lambda: fetch(connection, waiting))
         other.execute("COMMIT")
         other.execute("BEGIN")
-        assert [each.kind for each in fixing.result(10)] == [Kind.DIFFERENT]
+        assert [each.kind for each in fixing.result(60)] == [Kind.DIFFERENT]
     assert_exact(connection)
 
 

@@ -29,6 +29,7 @@ from otel_pg_exporter.transcode.wire import transcode
 from tests.proxy import proxy_for
 from tests.sdk.conftest import Query
 from tests.sdk.support import RESOURCE
+from tests.support import wait_until
 
 ATTRIBUTES: dict[str, Any] = {
     "text": "grüße, \N{SNOWMAN}",
@@ -172,6 +173,7 @@ def test_what_went_through_the_spool_is_the_same_rows(dsn: str, query: Query, tm
         spooling.export(batch)
         assert spooling.counts.in_spool == len(batch)
         proxy.up()
+        wait_until(lambda: spooling.force_flush() and spooling.counts.in_spool == 0)
         spooling.shutdown()
     assert spooling.counts.stored == len(batch) == len(rows[0])
     assert [contents(query, table) for table in tables] == rows

@@ -222,7 +222,7 @@ def test_after_shutdown_an_export_fails_and_one_warning_says_why(
 
 
 def test_a_missing_schema_is_a_failure_that_says_what_to_run(empty_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
-    exporter = PostgresSpanExporter(dsn=empty_dsn, schema="elsewhere", timeout=0.3)
+    exporter = PostgresSpanExporter(dsn=empty_dsn, schema="elsewhere", timeout=3)
     assert exporter.export(spans("a")) is SpanExportResult.FAILURE
     assert exporter.export(spans("b")) is SpanExportResult.FAILURE
     told = [record.getMessage() for record in caplog.records if "otel-pg-exporter migrate" in record.getMessage()]

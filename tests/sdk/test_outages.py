@@ -77,7 +77,7 @@ def test_an_outage_beyond_the_deadline_is_a_failure_that_is_logged_once(
 def test_a_wrong_password_is_a_failure_whose_log_line_does_not_show_it(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    exporter = PostgresSpanExporter(dsn=f"{dsn}&password=s3cret", timeout=0.3)
+    exporter = PostgresSpanExporter(dsn=f"{dsn}&password=s3cret", timeout=3)
     assert exporter.export(spans("lost")) is SpanExportResult.FAILURE
     assert "password authentication failed" in caplog.text
     assert "s3cret" not in caplog.text
@@ -91,7 +91,7 @@ def test_a_passfile_that_libpq_ignores_is_named_with_the_remedy(
     passfile = tmp_path / "pgpass"
     passfile.write_text("*:*:*:*:s3cret\n")
     passfile.chmod(0o640)
-    exporter = PostgresSpanExporter(dsn=make_conninfo(**{**parts, "passfile": str(passfile)}), timeout=0.3)
+    exporter = PostgresSpanExporter(dsn=make_conninfo(**{**parts, "passfile": str(passfile)}), timeout=3)
     assert exporter.export(spans("lost")) is SpanExportResult.FAILURE
     exporter.shutdown()
     lines = [record.getMessage() for record in caplog.records]

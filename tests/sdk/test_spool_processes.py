@@ -116,7 +116,7 @@ def test_an_exporter_beside_a_receiver_leaves_its_spool_alone_and_the_receiver_t
         exporter.export(spans("a"))
         assert exporter.counts.in_spool == 1
         proxy.up()
-        wait_until(lambda: names(query) == ["a"], timeout=30)
+        wait_until(lambda: names(query) == ["a"])
         wait_until(lambda: receiver.service.counts().in_spool == 0)
         wait_until(lambda: exporter.force_flush() and exporter.counts.in_spool == 0)
         assert exporter.counts == ItemCounts(received=1, handed_over=1, spooled=1)
