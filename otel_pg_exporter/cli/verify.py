@@ -15,8 +15,8 @@ _DESCRIPTION = f"""\
 Compare each row of `traces` with the spans of its trace, and list those that are missing, superfluous or different.
 With --fix they are put right, each in a transaction of its own, while receivers and exporters go on writing.
 
-Compared are the traces with spans that started since --since, whole. A trace that began before the oldest partition
-there is can't be judged, and is only counted.
+Compared are the traces with spans that started since --since. A trace that began before the oldest partition there is
+can't be judged, and is only counted.
 
 MOMENT is {SPELLING}.
 """

@@ -2,8 +2,9 @@
 
 Writers commit spans and their `traces` rows together, so a statement that reads both sees them agree, whatever is under
 way: nothing needs a lock to be compared. Time is walked in slices. In each, all traces are compared at once with what
-the slice's spans say. Those that differ may only reach beyond the slice: they are compared once more with all that lies
-between their row's own times, and are wrong if they still differ.
+the slice's spans say. Those that differ may only reach beyond the slice. If they have spans in DEFAULT, whose times may
+be far from any slice, they are compared once more, all at once, with these and the slice's. What differs then is
+searched trace by trace, in all that lies between the row's own times, and is wrong if it still differs.
 
 A repair locks the row first, and reads the spans, in all partitions, in a statement after that. What others had
 committed by then is seen; what they commit later, they add to the repaired row.
@@ -29,7 +30,8 @@ _FIRST_SLICE = dt.timedelta(hours=1)
 _LEAST_SLICE, _GREATEST_SLICE = dt.timedelta(minutes=1), dt.timedelta(days=1)
 _FEW_ROWS, _MANY_ROWS = 20_000, 200_000
 
-_SUSPECTS = 10_000  # a slice with more is read again for the rest
+_SUSPECTS = 50_000  # a slice with more is read again for the rest
+_OUTLIERS = 500_000  # traces with spans in DEFAULT that are kept in mind, 150 bytes each
 _COMPARED_AT_ONCE = 200  # suspects in one statement, within their rows' own times
 
 _DOING = "verify"
@@ -95,6 +97,8 @@ class Verification:
         self._settings = settings
         self._since = since
         self._until = until or _EVER
+        self._walked_since = self._since  # where the first slice begins
+        self._outliers: set[uuid.UUID] = set()  # those with spans in DEFAULT that no slice has found to differ so far
         self._seen: set[uuid.UUID] = set()  # those that differ or were skipped, which later slices meet again
         self.checked = 0  # rows of `traces`
         self.skipped = 0  # traces of which retention may have taken spans
@@ -110,12 +114,15 @@ class Verification:
         Raises DatabaseUnavailableError.
         """
         judge = self._fix if fix else self._tell
-        for suspects in self._outliers():
-            yield from judge(self._suspects(suspects, _EVER, _NEVER))
+        for outliers in self._pages_of_outliers():
+            room = _OUTLIERS - len(self._outliers)
+            self._outliers.update(outliers[:room])
+            yield from judge(self._suspects(outliers[room:], _EVER, _NEVER))
         for since, until in self._slices():
             for suspects in self._slice(since, until):
                 yield from judge(self._suspects(suspects, since, until))
             report(until)
+        yield from judge(self._suspects(sorted(self._outliers), _EVER, _NEVER))
 
     # What there is to compare.
 
@@ -128,6 +135,7 @@ class Verification:
         """Cut the time that has partitions into slices; what lies before is counted, what lies after is one."""
         [(horizon, ceiling)] = self._rows(self._statements.bounds)
         start, length = min(max(self._since, horizon), self._until), _FIRST_SLICE
+        self._walked_since = start
         if self._since < start:
             [(count,)] = self._rows(self._statements.count_dropped, since=self._since, until=start)
             self.skipped += count
@@ -142,20 +150,33 @@ class Verification:
                 length = max(length / 2, _LEAST_SLICE)
 
     def _slice(self, since: dt.datetime, until: dt.datetime) -> Iterator[list[uuid.UUID]]:
-        """Yield the traces that differ from what this slice's spans say."""
-        after, counted = _NONE, False
+        """Yield the traces that differ from what this slice's spans and those in DEFAULT say."""
+        after = _NONE
+        outliers: set[uuid.UUID] = set()
         while True:
             (_, count), *rows = self._rows(
-                self._statements.compare_slice, since=since, until=until, after=after, limit=_SUSPECTS
+                self._statements.compare_slice,
+                since=since,
+                until=until,
+                walked_since=self._walked_since,
+                outliers=list(outliers),
+                after=after,
+                limit=_SUSPECTS,
             )
-            self.checked += 0 if counted else count
             suspects = [trace_id for trace_id, _ in rows]
+            # One slice alone may find that a trace agrees with its spans and those in DEFAULT. To any other slice that
+            # has spans of it, it is a suspect, and searched by itself.
+            if found := self._outliers.intersection(suspects):
+                self._outliers -= found
+                outliers |= found
+                continue
+            self.checked += count if after == _NONE else 0
             yield suspects
             if len(suspects) < _SUSPECTS:
                 return
-            after, counted = suspects[-1], True
+            after = suspects[-1]
 
-    def _outliers(self) -> Iterator[list[uuid.UUID]]:
+    def _pages_of_outliers(self) -> Iterator[list[uuid.UUID]]:
         """Yield the traces of which spans lie in DEFAULT: their times may be far from any slice."""
         after = _NONE
         while True:

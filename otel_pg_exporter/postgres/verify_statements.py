@@ -42,16 +42,24 @@ _BOUNDS = sql.SQL(
     " WHERE i.inhparent = {spans}::regclass"
 )
 
+# Of `outliers` the spans in DEFAULT are read as well, and the row even if it begins before all slices. Where it begins
+# in an earlier slice, that one has judged it.
 _COMPARE_SLICE = sql.SQL("""
     WITH exact AS (
-        SELECT s.trace_id, {exact} FROM {spans} AS s
-        WHERE s.start_time >= %(since)s AND s.start_time < %(until)s
+        SELECT s.trace_id, {exact} FROM (
+            SELECT {read} FROM {spans} AS s WHERE s.start_time >= %(since)s AND s.start_time < %(until)s
+            UNION ALL
+            SELECT {read} FROM {spans_default} AS s WHERE s.trace_id = ANY (%(outliers)s::uuid[])
+                AND NOT (s.start_time >= %(since)s AND s.start_time < %(until)s)
+        ) AS s
         GROUP BY s.trace_id
     ), compared AS (
         SELECT coalesce(t.trace_id, e.trace_id) AS trace_id, t.trace_id IS NOT NULL AS has_row,
             ROW({of_t}) IS DISTINCT FROM ROW({of_e}) AS differs
         FROM exact AS e FULL JOIN (
             SELECT * FROM {traces} WHERE start_time >= %(since)s AND start_time < %(until)s
+            UNION ALL
+            SELECT * FROM {traces} WHERE trace_id = ANY (%(outliers)s::uuid[]) AND start_time < %(walked_since)s
         ) AS t ON t.trace_id = e.trace_id
     )
     SELECT NULL::uuid, count(*) FROM compared WHERE has_row
@@ -123,6 +131,7 @@ class VerifyStatements:
             "exact": self._exact(),
             "of_t": _list("t.{}", columns),
             "of_e": _list("e.{}", columns),
+            "read": _list("s.{}", [*_READ, *(name for name in columns if name not in _EXPRESSIONS)]),
             **names,
         }
         self.compare_slice = _COMPARE_SLICE.format(**pieces)
@@ -131,7 +140,6 @@ class VerifyStatements:
             of_t_as_text=_list("t.{}::text", columns),
             of_e_as_text=_list("e.{}::text", columns),
             differing=_list("t.{0} IS DISTINCT FROM e.{0}", columns),
-            read=_list("s.{}", [*_READ, *(name for name in columns if name not in _EXPRESSIONS)]),
             minute_of=sql.Identifier(schema, "minute_of"),
             bounds=self.bounds,
             spans_default_name=_regclass(schema, "spans_default"),
