@@ -44,11 +44,9 @@ def connect(settings: DatabaseSettings) -> Connection:
     Raises OutageError with libpq's reason, which names no password, and the remedy where a file is to blame.
     """
     try:
-        connection = _DeadlineConnection.open(_arguments(settings))
+        return _DeadlineConnection.open(_arguments(settings))
     except psycopg.Error as exc:
         raise _unreachable(settings, exc) from exc
-    warn_if_encryption_is_optional(connection.pgconn)
-    return connection
 
 
 def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
@@ -92,7 +90,9 @@ class _DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
         An instrumentation that was removed again leaves one that opens connections of psycopg's own class, not of ours.
         """
         connect: Callable[..., Self] = psycopg.Connection.connect.__func__  # type: ignore[attr-defined]
-        return connect(cls, **arguments)
+        connection = connect(cls, **arguments)
+        warn_if_encryption_is_optional(connection.pgconn)
+        return connection
 
     @classmethod
     def _connect_gen(cls, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:  # noqa: ANN401 - psycopg's versions differ

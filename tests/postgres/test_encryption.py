@@ -1,9 +1,10 @@
 """The warning about a way to PostgreSQL that need not be encrypted."""
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from otel_pg_exporter.config import DatabaseSettings
-from otel_pg_exporter.postgres.connection import connect
+from otel_pg_exporter.postgres.connection import Connections, connect
 from otel_pg_exporter.postgres.encryption import encryption_is_optional
 
 
@@ -27,3 +28,12 @@ def test_a_connection_to_this_machine_is_not_warned_about(dsn: str, caplog: pyte
     with connect(DatabaseSettings(dsn=dsn)) as connection:
         assert connection.pgconn.hostaddr == b"127.0.0.1"
     assert caplog.messages == []
+
+
+def test_connections_of_a_pool_are_warned_about_once(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    # No machine's address, nor loopback, by which the kernel nevertheless reaches this one.
+    pool = Connections(DatabaseSettings(dsn=make_conninfo(dsn, hostaddr="0.0.0.0", sslmode="prefer")), size=2)
+    with pool.borrow(timeout=30), pool.borrow(timeout=30):
+        pool.close()
+    (message,) = caplog.messages
+    assert "is on another machine, and sslmode=prefer does not insist on encryption" in message
