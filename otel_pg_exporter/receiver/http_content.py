@@ -16,6 +16,9 @@ from otel_pg_exporter.model import Hold
 # Bytes inflated at once; what is inflated is reckoned with before there is more of it.
 _PIECE = 2**20
 
+# Characters of a header that are repeated; it may have 64 KiB, and would be logged.
+_SHOWN = 100
+
 _GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's `wbits`
 _ZLIB_METHOD = 8  # in the low half of zlib's first byte; raw deflate can begin with it only in vain
 
@@ -47,10 +50,10 @@ def content(headers: Headers, *, largest: int) -> Content:
     media_type = _media_types.get(_bare(given))
     if media_type is None:
         known = " or ".join(each.value for each in MediaType)
-        raise UnsupportedError(f"content type {given!r} is not OTLP's: it must be {known}")
+        raise UnsupportedError(f"content type {given[:_SHOWN]!r} is not OTLP's: it must be {known}")
     encoding = _bare(headers.get("content-encoding", "")) or "identity"
     if encoding not in _encodings:
-        raise UnsupportedError(f"content encoding {encoding!r} is not read here, only {', '.join(_encodings)}")
+        raise UnsupportedError(f"content encoding {encoding[:_SHOWN]!r} is not read here, only {', '.join(_encodings)}")
     announced = headers.get("content-length")
     length = None if announced is None else int(announced)  # digits, as the parser has made sure
     if length is not None and length > largest:

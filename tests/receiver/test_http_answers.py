@@ -145,6 +145,15 @@ def test_what_is_not_otlps_is_refused_before_its_body_is_read(serve: Serve, conn
     assert recorder.calls == []
 
 
+def test_of_a_long_header_only_the_beginning_is_logged(
+    serve: Serve, connect_http: ConnectHttp, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = connect_http(serve(Recorder()))
+    for headers in ({"content-encoding": "x" * 60_000}, {"content-type": "text/" + "x" * 60_000}):
+        assert client.request("POST", TRACES, b"x", headers={"content-type": PROTOBUF, **headers}).status == 415
+    assert [len(message) < 500 for message in caplog.messages if "refused" in message] == [True]  # of two, by its limit
+
+
 @pytest.mark.parametrize("name", ENCODED)
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_request_of_exactly_the_limit_is_taken_and_a_byte_more_is_too_large(
