@@ -44,7 +44,7 @@ def everything() -> Metrics:
     for group in readings:
         metrics.observe(group, partial(readings.get, group))
     metrics.answered("Service/Export", "UNAVAILABLE", 0.1)
-    metrics.answered("/v1/traces", "503", 0.1)
+    metrics.answered("POST /v1/traces", "503", 0.1)
     metrics.committed(
         BatchReport(
             signal=Signal.TRACES,
