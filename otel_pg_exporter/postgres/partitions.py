@@ -10,6 +10,9 @@ from otel_pg_exporter.postgres.connection import Connection
 
 _logger = logging.getLogger(__name__)
 
+LET_GO = sql.SQL("SET LOCAL idle_in_transaction_session_timeout = '2s'")
+"""For who locks a whole table: everybody waits until it commits, be it that it is frozen, or its machine is gone."""
+
 _DAYS_A_CALL = 30  # writers wait while a call creates partitions (some 15 ms a day), so none may take long
 
 
@@ -50,8 +53,8 @@ def ahead(connection: Connection, schema: str, days_ahead: int = 7) -> frozenset
 
 def _ensure(connection: Connection, schema: str, first: int, last: int, lock_timeout: float) -> set[int]:
     # Said in full: the function needs READ COMMITTED, whatever the user's default is.
-    limits = sql.SQL("SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {}").format(
-        f"{max(1, round(lock_timeout * 1000))}ms"
+    limits = sql.SQL("SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {}; {}").format(
+        f"{max(1, round(lock_timeout * 1000))}ms", LET_GO
     )
     call = sql.SQL(
         "SELECT day - date '1970-01-01' FROM {}(date '1970-01-01' + %s::int4, date '1970-01-01' + %s::int4) AS day"

@@ -23,6 +23,7 @@ from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.errors import DatabaseUnavailableError
 from otel_pg_exporter.postgres.connection import Connection
 from otel_pg_exporter.postgres.operations import transaction
+from otel_pg_exporter.postgres.partitions import LET_GO
 
 # What waits for no lock of others first; rows of DEFAULT before the traces and resources that they keep.
 _STEPS = (
@@ -145,6 +146,7 @@ class Retention:
         # Nobody is to wait, behind our locks, until a standby has what we do.
         settings = replace(settings, synchronous_commit="local")
         with self._borrow() as connection, transaction(connection, settings, doing="retention"):
+            connection.execute(LET_GO)
             [(elected,)] = connection.execute(election, [f"otel-pg-exporter retention {settings.schema}"]).fetchall()
             return connection.execute(call, [argument]).fetchall() if elected else []
 

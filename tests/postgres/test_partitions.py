@@ -22,6 +22,7 @@ from tests.postgres.samples import (
     partitions,
     span,
 )
+from tests.proxy import proxy_for
 from tests.support import wait_until
 
 DAY_NUMBER = (DAY - EPOCH.date()).days
@@ -231,3 +232,16 @@ def test_minutes_agree_with_the_sql_function(connection: Connection) -> None:
     assert fetch(connection, "SELECT minute_of('-infinity'), minute_of('infinity'), minute_of(NULL)") == [
         (-(2**31), 2**31 - 1, None)
     ]
+
+
+def test_who_is_cut_off_with_the_locks_lets_go_soon(dsn: str, connection: Connection) -> None:
+    with ThreadPoolExecutor(1) as pool, proxy_for(dsn) as proxy, open_connection(proxy.dsn) as ours:
+        proxy.stall_at_commit(handed_on=False)
+        call = pool.submit(ensure_partitions, ours, "otel", [DAY_NUMBER])
+        wait_until(lambda: proxy.stalled)
+        connection.execute("SET lock_timeout = '20s'")
+        insert(connection, "spans", span(1, NOON))
+        proxy.flow()
+        with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
+            call.result()
+    assert ensure_partitions(connection, "otel", [DAY_NUMBER]) == {DAY_NUMBER}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from psycopg import sql
 
 from otel_pg_exporter.config import DatabaseSettings, RetentionSettings
 from otel_pg_exporter.errors import ConfigurationError, DatabaseUnavailableError, DeploymentError, SchemaError
@@ -32,6 +33,7 @@ from tests.postgres.samples import (
     span,
     today,
 )
+from tests.proxy import proxy_for
 from tests.support import as_role, wait_until
 
 DAY = dt.timedelta(days=1)
@@ -168,6 +170,21 @@ def test_an_advisory_lock_that_is_never_free_is_told(dsn: str, owner: Connection
         holder.execute("SELECT pg_advisory_xact_lock(hashtextextended('otel-pg-exporter retention otel', 0))")
         with pytest.raises(DatabaseUnavailableError, match="another session holds its advisory lock"):
             ours.run(within=1)
+
+
+def test_who_is_cut_off_while_dropping_lets_go_soon(dsn: str, owner: Connection) -> None:
+    fill(owner)
+    with ThreadPoolExecutor(1) as pool, proxy_for(dsn) as proxy, retention(proxy.dsn) as ours:
+        proxy.stall_at_commit(handed_on=False)
+        call = pool.submit(
+            ours._call, DatabaseSettings(), sql.SQL("SELECT otel.drop_expired_partition(%s)").format(), "spans"
+        )
+        wait_until(lambda: proxy.stalled)
+        owner.execute("SET lock_timeout = '20s'")
+        insert(owner, "spans", span(9, today()))
+        proxy.flow()
+        with pytest.raises(DatabaseUnavailableError):
+            call.result()
 
 
 def test_of_a_locked_table_and_of_another_replica_that_meets_it_too_the_table_is_named(
