@@ -2,12 +2,15 @@
 
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from otel_pg_exporter.cli.main import whole_parser
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -36,6 +39,23 @@ def test_every_link_and_every_test_that_is_named_exists(document: Path) -> None:
         assert not anchor or anchor in headings(linked), target
     for named in re.findall(r"`(tests/[\w/.]+)`", text):
         assert (ROOT / named).exists(), named
+
+
+def commands(document: Path) -> list[str]:
+    """Return how our program is called in a document's blocks for the shell, without its name."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ")
+    return re.findall(r"(?:^|[ /])otel-pg-exporter ([a-z][^|;&>#\n]*)", lines, re.MULTILINE)
+
+
+def test_every_command_that_is_shown_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = [(document.name, command) for document in DOCUMENTS for command in commands(document)]
+    assert len(shown) > 30
+    for document, command in shown:
+        try:
+            whole_parser().parse_args(shlex.split(command))
+        except SystemExit:
+            pytest.fail(f"{document}: {command}: {capsys.readouterr().err}")
 
 
 def test_what_is_generated_says_what_the_code_has() -> None:
