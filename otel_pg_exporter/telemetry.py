@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
-from otel_pg_exporter.model import Anomaly, Signal
+from otel_pg_exporter.model import REPEATED, Anomaly, Signal
 
 _RECENT = 4096  # batches whose durations are kept for the percentiles
 
@@ -35,6 +35,14 @@ Took = Callable[[Stage, float], None]
 
 def unmeasured(_stage: Stage, _seconds: float) -> None:
     """Be the `Took` of what nobody measures."""
+
+
+Repeated = Callable[[int], None]
+"""Told how many items a retry hears to be rejected, as the first time."""
+
+
+def uncounted(_rejected: int) -> None:
+    """Be the `Repeated` of what nobody counts."""
 
 
 Answered = Callable[[str, str, float], None]
@@ -152,6 +160,11 @@ class Statistics:
     def _add(self, stage: Stage, seconds: float) -> None:
         count, total = self._stages[stage]
         self._stages[stage] = count + 1, total + seconds
+
+    def repeated(self, rejected: int) -> None:
+        """Add items that were rejected again without a batch: by a retry of what is in the spool."""
+        with self._lock:
+            self._rejections[REPEATED] = self._rejections.get(REPEATED, 0) + rejected
 
     def record(self, report: BatchReport) -> None:
         """Add one committed batch."""

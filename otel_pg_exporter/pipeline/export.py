@@ -11,7 +11,7 @@ from otel_pg_exporter.pipeline.answer import Answer
 from otel_pg_exporter.pipeline.availability import Availability
 from otel_pg_exporter.pipeline.spool import Spool
 from otel_pg_exporter.pipeline.spool_file import SpoolRecord
-from otel_pg_exporter.telemetry import ItemCounters, RateLimitedLogger, Stage, Took, unmeasured
+from otel_pg_exporter.telemetry import ItemCounters, RateLimitedLogger, Repeated, Stage, Took, uncounted, unmeasured
 from otel_pg_exporter.transcode import Plan, transcode
 
 _logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class Export:
         availability: Availability,
         spool: Spool | None = None,
         took: Took = unmeasured,
+        repeated: Repeated = uncounted,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._plans = plans
@@ -43,6 +44,7 @@ class Export:
         self._availability = availability
         self._spool = spool
         self._took = took
+        self._repeated = repeated
         self._now_ns = now_ns
         self._notices = RateLimitedLogger(_logger)
 
@@ -110,6 +112,8 @@ class Export:
         new = spool.append(SpoolRecord.of(batch, body, in_doubt=in_doubt))
         what = f"PostgreSQL does not commit in time; requests are put into the spool, {spool.folder}"
         self._notices.log(logging.WARNING, "spooled", what)
+        if not new and rejected:
+            self._repeated(rejected)
         return Outcome(
             spooled=count if new else 0,
             duplicate=0 if new else count - rejected,

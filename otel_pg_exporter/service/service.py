@@ -226,6 +226,7 @@ class Service:
             availability=self._availability,
             spool=None if self._spooling is None else self._spooling.spool,
             took=self._statistics.took,
+            repeated=self._statistics.repeated,
         )
         for warning in exposure_warnings(settings):
             _logger.warning("%s", warning)

@@ -4,6 +4,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from otel_pg_exporter.pipeline.answer import Answer
 from otel_pg_exporter.pipeline.availability import Availability
 from otel_pg_exporter.pipeline.export import Export
 from otel_pg_exporter.pipeline.spool import Spool
-from otel_pg_exporter.telemetry import ItemCounters, ItemCounts
+from otel_pg_exporter.telemetry import ItemCounters, ItemCounts, Repeated, Statistics, uncounted
 from otel_pg_exporter.transcode import compile_plan
 from tests.workload import span, trace_body
 
@@ -102,7 +103,7 @@ def test_a_request_that_fails_leaves_nothing_that_only_a_garbage_collection_free
 
 
 def spooling(
-    folder: Path, settle: Callable[[Answer], None], *, max_bytes: int = 2**20
+    folder: Path, settle: Callable[[Answer], None], *, max_bytes: int = 2**20, repeated: Repeated = uncounted
 ) -> tuple[Export, ItemCounters, Availability, Spool]:
     counters, availability = ItemCounters(), Availability()
     spool = Spool(folder, max_bytes=max_bytes)
@@ -112,7 +113,9 @@ def spooling(
         settle(answer)
         return answer
 
-    export = Export(_PLANS, submit, counters, ack_timeout=0.05, availability=availability, spool=spool)
+    export = Export(
+        _PLANS, submit, counters, ack_timeout=0.05, availability=availability, spool=spool, repeated=repeated
+    )
     return export, counters, availability, spool
 
 
@@ -148,6 +151,19 @@ def test_items_that_were_refused_at_the_door_are_named_although_the_rest_is_spoo
     assert (outcome.spooled, outcome.rejected) == (2, 1)
     assert "1 of 2 spans refused: item 1" in outcome.error_message
     assert counters.snapshot() == ItemCounts(received=2, in_spool=2, spooled=2)  # rejected when it is drained
+    spool.close()
+
+
+def test_what_a_retry_of_a_spooled_request_hears_to_be_rejected_has_a_reason_in_the_counts(tmp_path: Path) -> None:
+    statistics = Statistics()
+    export, counters, _, spool = spooling(tmp_path, lambda _: None, repeated=statistics.repeated)
+    bad = span(1)
+    bad.span_id = b"short"
+    body = trace_body([span(0), bad])
+    first, again = export(Signal.TRACES, body), export(Signal.TRACES, body)
+    assert again == replace(first, spooled=0, duplicate=1)
+    assert counters.snapshot().rejected == 1
+    assert statistics.snapshot().rejections == {"repeated": 1}
     spool.close()
 
 
