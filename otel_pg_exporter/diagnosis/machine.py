@@ -79,11 +79,11 @@ def _security(settings: ServeSettings) -> Iterator[Finding]:
     except StartupError as exc:
         yield problem("security", str(exc))
         return
-    exposed = list(exposure_warnings(settings))
-    for text in exposed:
+    warnings = [*exposure_warnings(settings), *security.warnings()]
+    for text in warnings:
         said, _, remedy = text.partition("; ")
         yield warning("security", said, remedy)
-    if not exposed:
+    if not warnings:
         tls = "on" if security.tls is not None else "off"
         credentials = "asked for" if security.authenticator is not None else "not asked for"
         yield ok("security", f"TLS is {tls}, credentials are {credentials}")

@@ -12,14 +12,14 @@ import hashlib
 import hmac
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from otel_pg_exporter.config import SecuritySettings
 from otel_pg_exporter.errors import ConfigurationError, UnauthenticatedError
 from otel_pg_exporter.pipeline.ticker import Job
-from otel_pg_exporter.receiver.files import LOOK_INTERVAL, FollowedFiles, warn_if_others_can_read
+from otel_pg_exporter.receiver.files import LOOK_INTERVAL, FollowedFiles, exposed
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +52,11 @@ class Authenticator:
             for scheme in self._schemes.values()
         ]
 
+    def warnings(self) -> Iterator[str]:
+        """Yield what is amiss with the files as they are; it was logged when they were read."""
+        for scheme in self._schemes.values():
+            yield from scheme.warnings()
+
     @property
     def challenge(self) -> str:
         """The value of HTTP's `WWW-Authenticate`."""
@@ -80,6 +85,14 @@ class _Entry:
     guessable: bool  # as far as one can see
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entries:
+    """A file's contents."""
+
+    digests: tuple[bytes, ...]
+    guessable: tuple[str, ...]  # numbers of lines
+
+
 class _Scheme:
     """One way to authenticate, with its file."""
 
@@ -98,23 +111,37 @@ class _Scheme:
         self._entry = entry
         self._digest = digest
         self._entries = FollowedFiles({setting: path}, self._load)
-        warn_if_others_can_read(setting, path)
+        self._log_warnings()
 
     def admits(self, credentials: str) -> bool:
         """Tell whether the file holds these credentials."""
         sent = self._digest(credentials.encode("utf-8", "replace"))
         found = False
-        for entry in self._entries.value:  # all of them: to stop at the first that fits would tell which one
+        for entry in self._entries.value.digests:  # all of them: to stop at the first that fits would tell which one
             found |= hmac.compare_digest(entry, sent)
         return found
 
     def look(self) -> None:
         """Take over what has changed; raises ConfigurationError, and leaves all as it was, for what is wrong."""
         if self._entries.look():
-            _logger.info("%s: %d entries taken over from %s", self._setting, len(self._entries.value), self._path)
-            warn_if_others_can_read(self._setting, self._path)
+            number = len(self._entries.value.digests)
+            _logger.info("%s: %d entries taken over from %s", self._setting, number, self._path)
+            self._log_warnings()
 
-    def _load(self, contents: Mapping[str, bytes]) -> tuple[bytes, ...]:
+    def warnings(self) -> Iterator[str]:
+        """Yield what is amiss with the file."""
+        if guessable := self._entries.value.guessable:
+            yield (
+                f"{self._setting}: {self._path}, line {', '.join(guessable)}: less than {_SHORT} characters can be "
+                "guessed; `openssl rand -hex 32` makes better ones"
+            )
+        yield from exposed(self._setting, self._path)
+
+    def _log_warnings(self) -> None:
+        for text in self.warnings():
+            _logger.warning("%s", text)
+
+    def _load(self, contents: Mapping[str, bytes]) -> _Entries:
         where = f"{self._setting}: {self._path}"
         try:
             lines = contents[self._setting].decode("utf-8-sig").splitlines()
@@ -132,14 +159,7 @@ class _Scheme:
             guessable += [str(number)] * entry.guessable
         if not digests:
             raise ConfigurationError(f"{where} holds no entry, so nobody could send")
-        if guessable:
-            _logger.warning(
-                "%s, line %s: less than %d characters can be guessed; `openssl rand -hex 32` makes better ones",
-                where,
-                ", ".join(guessable),
-                _SHORT,
-            )
-        return tuple(digests)
+        return _Entries(digests=tuple(digests), guessable=tuple(guessable))
 
 
 def _sha256(secret: bytes) -> bytes:

@@ -1,17 +1,14 @@
 """Files with certificates and credentials, followed while the process runs."""
 
 import contextlib
-import logging
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from otel_pg_exporter.errors import ConfigurationError
 
 T = TypeVar("T")
-
-_logger = logging.getLogger(__name__)
 
 LOOK_INTERVAL = 1.0  # seconds between two looks at the files
 
@@ -58,11 +55,11 @@ class FollowedFiles(Generic[T]):
         return True
 
 
-def warn_if_others_can_read(setting: str, path: Path) -> None:
-    """Log a warning if every user of the machine can read a file that holds secrets."""
+def exposed(setting: str, path: Path) -> Iterator[str]:
+    """Yield a warning if every user of the machine can read a file that holds secrets."""
     with contextlib.suppress(OSError):  # it has gone again
         if path.stat().st_mode & stat.S_IROTH:
-            _logger.warning("%s: every user of this machine can read %s; `chmod o-r` it", setting, path)
+            yield f"{setting}: every user of this machine can read {path}; `chmod o-r` it"
 
 
 def _read(paths: Mapping[str, Path]) -> Mapping[str, bytes]:

@@ -1,7 +1,7 @@
 """What both front doors share: the certificate, the credentials, and the thread that follows their files."""
 
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 import grpc
@@ -20,6 +20,12 @@ class Security:
         self.tls = None if settings.tls_cert is None else ServerTls(settings)
         files = (settings.auth_bearer_file, settings.auth_basic_file)
         self.authenticator = None if files == (None, None) else Authenticator(settings)
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what is amiss with the files as they are; it was logged when they were read."""
+        for part in (self.tls, self.authenticator):
+            if part is not None:
+                yield from part.warnings()
 
     @property
     def grpc_credentials(self) -> grpc.ServerCredentials | None:

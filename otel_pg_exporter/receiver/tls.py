@@ -4,7 +4,7 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ import grpc
 from otel_pg_exporter.config import SecuritySettings
 from otel_pg_exporter.errors import ConfigurationError
 from otel_pg_exporter.pipeline.ticker import Job
-from otel_pg_exporter.receiver.files import LOOK_INTERVAL, FollowedFiles, warn_if_others_can_read
+from otel_pg_exporter.receiver.files import LOOK_INTERVAL, FollowedFiles, exposed
 from otel_pg_exporter.receiver.handshake import Handshake
 from otel_pg_exporter.telemetry import RateLimitedLogger
 
@@ -43,6 +43,7 @@ class _Certificate:
     context: ssl.SSLContext
     grpc: grpc.ServerCertificateConfiguration
     expires: float  # seconds since the epoch
+    known_to_grpc: bool  # the kind of its key
 
 
 class ServerTls:
@@ -58,15 +59,14 @@ class ServerTls:
         paths = {_CERT: settings.tls_cert, _KEY: settings.tls_key, _CLIENT_CA: settings.tls_client_ca}
         self._paths = {name: path for name, path in paths.items() if path is not None}
         self._files = FollowedFiles(self._paths, self._load)
-        warn_if_others_can_read(_KEY, self._paths[_KEY])
-        self._warn_of_the_end()
+        _log(self.warnings())
 
     @property
     def jobs(self) -> list[Job]:
         """What is to be run beside: it looks at the files, and at the calendar."""
         return [
             Job(name="TLS certificate", interval=LOOK_INTERVAL, run=self.look),
-            Job(name="TLS certificate's end", interval=_DAY, run=self._warn_of_the_end),
+            Job(name="TLS certificate's end", interval=_DAY, run=lambda: _log(self._end())),
         ]
 
     @property
@@ -78,8 +78,17 @@ class ServerTls:
         """Take over what has changed; raises ConfigurationError, and leaves all as it was, for what is wrong."""
         if self._files.look():
             _logger.info("new handshakes use the certificate that %s holds now, valid until %s", *self._shown)
-            warn_if_others_can_read(_KEY, self._paths[_KEY])
-            self._warn_of_the_end()
+            _log(self.warnings())
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what is amiss with the files as they are; it was logged when they were read."""
+        if not self._files.value.known_to_grpc:
+            yield (
+                f"{_KEY}: gRPC in Python, C++, Ruby and PHP knows no keys of this kind, so that senders in these "
+                "languages cannot connect; an RSA key suits all, and so does an ECDSA key on the curve P-256 or P-384"
+            )
+        yield from exposed(_KEY, self._paths[_KEY])
+        yield from self._end()
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """Return credentials for a gRPC server, which follow the files."""
@@ -125,27 +134,26 @@ class ServerTls:
             raise ConfigurationError(
                 f"{_CERT}: the first certificate in {self._paths[_CERT]} does not keep to RFC 5280"
             ) from None
-        if not any(kind in algorithm for kind in _GRPC_KEYS):
-            _logger.warning(
-                "%s: gRPC in Python, C++, Ruby and PHP knows no keys of this kind, so that senders in these languages "
-                "cannot connect; an RSA key suits all, and so does an ECDSA key on the curve P-256 or P-384",
-                _KEY,
-            )
         config = grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=authorities)
-        return _Certificate(context=context, grpc=config, expires=expires)
+        known = any(kind in algorithm for kind in _GRPC_KEYS)
+        return _Certificate(context=context, grpc=config, expires=expires, known_to_grpc=known)
 
     @property
     def _shown(self) -> tuple[Path, str]:
         return self._paths[_CERT], f"{datetime.fromtimestamp(self.expires, UTC):%Y-%m-%d %H:%M} UTC"
 
-    def _warn_of_the_end(self) -> None:
+    def _end(self) -> Iterator[str]:
         left = self.expires - self._clock()
+        path, end = self._shown
         if left <= 0:
-            _logger.warning(
-                "%s: the certificate has expired, clients refuse it: %s, valid until %s", _CERT, *self._shown
-            )
+            yield f"{_CERT}: the certificate has expired, clients refuse it: {path}, valid until {end}"
         elif left < _NOTICE:
-            _logger.warning("%s: the certificate expires soon: %s, valid until %s", _CERT, *self._shown)
+            yield f"{_CERT}: the certificate expires soon: {path}, valid until {end}"
+
+
+def _log(warnings: Iterable[str]) -> None:
+    for text in warnings:
+        _logger.warning("%s", text)
 
 
 class _FollowingContext(ssl.SSLContext):

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
@@ -13,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 from otel_pg_exporter.pipeline.spool_folder import SpoolFolders
 from otel_pg_exporter.postgres.dsn import parse_dsn
 from tests.pgbouncer import PgBouncer
+from tests.receiver.certificates import CA, Files
 from tests.serving import Serving, run, start_serving
 from tests.support import PASSWORD, as_role, wait_until
 
@@ -289,6 +291,24 @@ def test_files_that_do_not_load_are_problems(ready: str, tmp_path: Path) -> None
     )
     assert "bad.toml" in found["mappings"]["message"]
     assert "holds no entry" in found["security"]["message"]
+
+
+def test_what_is_amiss_with_files_of_security_is_warned_of(ready: str, tmp_path: Path) -> None:
+    files, tokens = Files(folder=tmp_path), tmp_path / "tokens"
+    files.write(CA.issue_cert("localhost", not_after=datetime(2021, 1, 1, tzinfo=UTC)))
+    files.key.chmod(0o644)
+    tokens.touch(mode=0o600)
+    tokens.write_text("hunter2\n")
+    settings = ("--tls-cert", files.cert, "--tls-key", files.key, "--auth-bearer-file", tokens)
+    ended = run("check", "--json", "--no-spool", *settings, OTEL_PG_EXPORTER_DSN=ready)
+    found = [each for each in json.loads(ended.stdout)["findings"] if each["subject"] == "security"]
+    assert [(each["grade"], each["message"].partition(str(tmp_path))[0]) for each in found] == [
+        ("warning", "--tls-key: every user of this machine can read "),
+        ("warning", "--tls-cert: the certificate has expired, clients refuse it: "),
+        ("warning", "--auth-bearer-file: "),
+    ]
+    assert [each["remedy"][:8] for each in found] == ["`chmod o", "", "`openssl"]
+    assert "hunter2" not in ended.stdout + ended.stderr
 
 
 def test_endpoints_that_others_reach_are_warned_of(ready: str, tmp_path: Path) -> None:
