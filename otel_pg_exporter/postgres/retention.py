@@ -41,6 +41,7 @@ _LABELS = {"spans": "spans_default", "logs": "logs_default"}  # what is pruned r
 _LOCK_TIMEOUTS = (0.05, 0.1, 0.2)  # seconds; the last one from the third attempt on
 _ATTEMPTS = 20
 _PAUSE = 1.0  # seconds between two attempts, half more or less
+_CLOCKS_APART = 86_400.0  # seconds; what goes, goes by the server's clock, and a leap of it would take everything
 _LEAST_PAUSE = 0.01  # seconds between two batches, which otherwise pause for as long as they took
 
 
@@ -64,11 +65,16 @@ class Retention:
     """Works off what is expired; of one thread, but for `stop`."""
 
     def __init__(
-        self, borrow: Callable[[], AbstractContextManager[Connection]], settings: Callable[[], DatabaseSettings]
+        self,
+        borrow: Callable[[], AbstractContextManager[Connection]],
+        settings: Callable[[], DatabaseSettings],
+        *,
+        now: Callable[[], float] = time.time,
     ) -> None:
         """`borrow` lends a connection outside of a transaction; `settings` may change with it."""
         self._borrow = borrow
         self._settings = settings
+        self._now = now
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -82,6 +88,7 @@ class Retention:
         says what to do.
         """
         deadline = time.monotonic() + within
+        self._compare_clocks()
         done = _Done(report)
         failed: DatabaseUnavailableError | None = None
         for verb, name in _STEPS:
@@ -94,6 +101,16 @@ class Retention:
         if failed is not None:
             raise failed
         return done.removed
+
+    def _compare_clocks(self) -> None:
+        """Raise DatabaseUnavailableError where nobody can tell what is old."""
+        with self._borrow() as connection, transaction(connection, self._settings(), doing="retention"):
+            [(servers,)] = connection.execute("SELECT extract(epoch FROM now())::float8").fetchall()
+        if abs(ahead := servers - self._now()) > _CLOCKS_APART:
+            raise DatabaseUnavailableError(
+                f"the clock of PostgreSQL is {abs(ahead) / 86_400:,.1f} days "
+                f"{'ahead of' if ahead > 0 else 'behind'} this machine's; nothing is removed until they agree"
+            )
 
     def _drop(self, table: str, deadline: float, done: "_Done") -> None:
         while self._in_time(deadline):

@@ -230,6 +230,7 @@ _WALL_CLOCK = {
     "pipeline/spool_writer.py": "how old a request in doubt is",
     "postgres/replay.py": "when a dead letter is sent again",
     "postgres/writer.py": "how old the spans are that were committed, and whether the machine slept",
+    "postgres/retention.py": "whether the server's clock is to be believed",
     "receiver/tls.py": "when the certificate ends",
     "sdk/exporters.py": "when items were exported",
     "service/retention.py": "when retention last ended well",

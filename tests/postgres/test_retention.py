@@ -51,10 +51,14 @@ def owner(dsn: str) -> Iterator[Connection]:
 
 
 @contextlib.contextmanager
-def retention(dsn: str, role: str = "otel_writer") -> Iterator[Retention]:
+def retention(dsn: str, role: str = "otel_writer", *, ahead: dt.timedelta = dt.timedelta()) -> Iterator[Retention]:
     settings = DatabaseSettings(dsn=as_role(role, dsn))
     with connect(settings) as connection:
-        yield Retention(lambda: contextlib.nullcontext(connection), lambda: settings)
+        yield Retention(
+            lambda: contextlib.nullcontext(connection),
+            lambda: settings,
+            now=lambda: time.time() + ahead.total_seconds(),
+        )
 
 
 def fill(connection: Connection) -> None:
@@ -123,6 +127,15 @@ def test_verify_neither_reports_nor_repairs_what_retention_has_cut(dsn: str, own
     with connect(settings) as connection:
         kinds = {each.kind.value for each in Verification(connection, settings, since=EPOCH).run()}
     assert kinds == {"superfluous"}  # of those with a time that is far off nobody can tell any more
+
+
+@pytest.mark.parametrize(("ahead", "where"), [(-40 * DAY, "40.0 days ahead of"), (2 * DAY, "2.0 days behind")])
+def test_a_clock_that_has_leapt_removes_nothing(dsn: str, owner: Connection, ahead: dt.timedelta, where: str) -> None:
+    fill(owner)
+    with retention(dsn, ahead=ahead) as ours, pytest.raises(DatabaseUnavailableError, match=f"PostgreSQL is {where}"):
+        ours.run(within=60)
+    assert fetch(owner, "SELECT count(*) FROM ingest_requests") == [(10,)]
+    assert name(10) in partitions(owner)
 
 
 def test_replicas_at_once_remove_each_thing_once(dsn: str, owner: Connection) -> None:
