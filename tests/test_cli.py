@@ -90,6 +90,10 @@ def test_the_help_without_a_command_lists_the_commands() -> None:
             ["serve", "--max-inflight-bytes", "1MiB"],
             "--max-inflight-bytes (1,048,576) is less than --max-request-bytes (67,108,864)",
         ),
+        (
+            ["serve", "--grpc-endpoint", "127.0.0.1:4317", "--http-endpoint", "127.0.0.1:4317"],
+            "--grpc-endpoint and --http-endpoint are both 127.0.0.1:4317: each needs a port of its own",
+        ),
         (["serve", UNREACHABLE], "unknown argument postgresql://***@127.0.0.1:1/otel"),
         (["serve", f"--dns={UNREACHABLE}"], "unknown argument --dns, did you mean --dsn?"),
         (["host=db password=s3cret"], "invalid choice: 'host=db password=***"),
@@ -141,6 +145,12 @@ def test_an_unreachable_server_is_reported_without_the_password() -> None:
     assert "password=***" in error
     assert "Connection refused" in error
     assert "check that the server is up, and what --dsn (OTEL_PG_EXPORTER_DSN) says" in error
+
+
+def test_an_unreachable_server_is_reported_as_well_where_the_spool_may_not_be_looked_into(tmp_path: Path) -> None:
+    spool = tmp_path / ("x" * 300)  # root may look into everything, but into this
+    error = refused("serve", "--spool-dir", spool, status=1, OTEL_PG_EXPORTER_DSN=UNREACHABLE)
+    assert "Connection refused" in error
 
 
 def test_a_wrong_password_is_reported_without_it(server: EmbeddedServer) -> None:

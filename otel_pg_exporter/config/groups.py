@@ -1,5 +1,6 @@
 """Every setting that there is, in groups, as frozen values; names are flags, variables and keys at once (`loading`)."""
 
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -291,6 +292,14 @@ class ServeSettings:
                 f"--spool-max-bytes ({room:,}) is less than --max-request-bytes ({largest:,}), so a single request "
                 "could be too large for the spool; raise the one or lower the other"
             )
+        endpoints = {
+            "--grpc-endpoint": self.receiver.grpc_endpoint,
+            "--http-endpoint": self.receiver.http_endpoint,
+            "--metrics-endpoint": self.monitoring.metrics_endpoint,
+        }
+        for (one, endpoint), (other, same) in itertools.combinations(endpoints.items(), 2):
+            if endpoint == same and re.search(r":0*[1-9]", endpoint):
+                raise ConfigurationError(f"{one} and {other} are both {endpoint}: each needs a port of its own")
         security = self.security
         if (security.tls_cert is None) != (security.tls_key is None):
             raise ConfigurationError("--tls-cert and --tls-key belong together: one of them is missing")

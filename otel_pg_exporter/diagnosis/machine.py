@@ -1,5 +1,6 @@
 """The machine that asks: what `serve` would find on it before and beside PostgreSQL."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -129,9 +130,12 @@ def _embedded(settings: ServeSettings) -> Iterator[Finding]:
         binaries = find_binaries(major)
         version = server_version(binaries)
         holder, account = folder.holder(), choose_account(folder.path, folder.pgdata)
-    except (EmbeddedServerError, OSError) as exc:
+    except EmbeddedServerError as exc:
         said, _, remedy = str(exc).partition(": ")
         yield problem(subject, said, remedy)
+        return
+    except OSError as exc:
+        yield problem(subject, f"{path} cannot be used: {exc.strerror}", "set --data-dir")
         return
     yield ok(subject, f"version {version}, in {binaries}")
     there = _existing(folder.path)
@@ -150,5 +154,9 @@ def _embedded(settings: ServeSettings) -> Iterator[Finding]:
 
 
 def _existing(path: Path) -> Path:
-    """Return a folder, or what is nearest above it."""
-    return next((each for each in (path, *path.parents) if each.exists()), path)
+    """Return a folder, or what is nearest above it, as far as this user may look."""
+    for each in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            if each.exists():
+                return each
+    return path

@@ -73,7 +73,7 @@ _SETTINGS: Mapping[str, str] = MappingProxyType(
 def running_dsn(data_dir: Path | None) -> str | None:
     """Return the DSN of the server that another process of ours keeps running there, None where none does."""
     folder = DataFolder(data_dir or default_data_dir())
-    with contextlib.suppress(PermissionError):  # another user's
+    with contextlib.suppress(OSError):  # another user's, or no folder
         if folder.holder() is not None and (port := folder.port) is not None:
             return _in_full(_url(folder, port, DATABASE))
     return None

@@ -28,7 +28,11 @@ _LEAST_PATIENCE = 4.0  # seconds
 
 def was_used(settings: SpoolSettings, target: str) -> bool:
     """Tell whether there was a spool for `target` before: then that PostgreSQL was reached before, too."""
-    return settings.spool and folder_of(settings.spool_dir or default_spool_dir(), target).is_dir()
+    folder = folder_of(settings.spool_dir or default_spool_dir(), target)
+    try:
+        return settings.spool and folder.is_dir()
+    except OSError:  # above it is one that we may not look into
+        return False
 
 
 class Spooling:

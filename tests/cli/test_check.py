@@ -279,6 +279,16 @@ def test_the_spool_s_folder_its_room_and_what_dead_processes_left_are_told(ready
     assert "cannot be made by this user" in blocked.stdout
 
 
+def test_a_folder_that_may_not_be_looked_into_is_a_problem_with_the_setting_for_another(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 300)  # root may look into everything, but into this
+    (tmp_path / "a file").touch()
+    found = checked(tmp_path, "--data-dir", folder, status=1)["embedded PostgreSQL"]
+    assert found["message"] == f"{folder} cannot be used: File name too long"
+    assert found["remedy"] == "set --data-dir"
+    done = run("check", "--data-dir", tmp_path / "a file", "--spool-dir", folder / "spool")
+    assert "could not be examined" not in done.stdout
+
+
 def test_files_that_do_not_load_are_problems(ready: str, tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text('table = "spans"\n[[column]]\nname = "x"\n')
     (tmp_path / "tokens").write_text("")
