@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, settings
 
 from otel_pg_exporter.postgres.embedded import EmbeddedServer, find_binaries
 from otel_pg_exporter.postgres.embedded_binaries import debian_binaries
+from tests.faults.servers import restartable
 from tests.pgbouncer import PgBouncer, Route, pgbouncer_for, program
-from tests.support import FAST, PASSWORD, as_role, free_port
+from tests.support import FAST, PASSWORD, as_role
 
 # As `serve` does, before gRPC is imported: its fork handlers crashed one in a hundred of PostgreSQL's processes.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
@@ -64,10 +65,8 @@ def server(binaries: Path) -> Iterator[EmbeddedServer]:
 @pytest.fixture
 def own_server(binaries: Path, open_folder: Path) -> Iterator[EmbeddedServer]:
     """Return a running PostgreSQL for one test alone, to be killed and started at will, on the same port."""
-    server = EmbeddedServer(open_folder, binaries=binaries, settings=FAST)
-    server._port = free_port()
-    with server:
-        yield server
+    with restartable(open_folder, binaries=binaries, settings=FAST) as running:
+        yield running
 
 
 @pytest.fixture

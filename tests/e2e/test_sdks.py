@@ -44,9 +44,9 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def tracing(receiver: Receiver, service: str, compression: grpc.Compression) -> Iterator[TracerProvider]:
     provider = TracerProvider(resource=Resource({"service.name": service}), shutdown_on_exit=False)
     exporter = (
-        OTLPSpanExporter(receiver.address, insecure=True, compression=compression)
+        OTLPSpanExporter(receiver.address, insecure=True, compression=compression, timeout=60)
         if receiver.protocol == "grpc"
-        else HttpSpanExporter(f"http://{receiver.http_address}/v1/traces", compression=BY_HTTP[compression])
+        else HttpSpanExporter(f"http://{receiver.http_address}/v1/traces", compression=BY_HTTP[compression], timeout=60)
     )
     provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=10_000))
     yield provider
@@ -57,9 +57,9 @@ def tracing(receiver: Receiver, service: str, compression: grpc.Compression) -> 
 def logs(receiver: Receiver, service: str, compression: grpc.Compression) -> Iterator[LoggerProvider]:
     provider = LoggerProvider(resource=Resource({"service.name": service}), shutdown_on_exit=False)
     exporter = (
-        OTLPLogExporter(receiver.address, insecure=True, compression=compression)
+        OTLPLogExporter(receiver.address, insecure=True, compression=compression, timeout=60)
         if receiver.protocol == "grpc"
-        else HttpLogExporter(f"http://{receiver.http_address}/v1/logs", compression=BY_HTTP[compression])
+        else HttpLogExporter(f"http://{receiver.http_address}/v1/logs", compression=BY_HTTP[compression], timeout=60)
     )
     provider.add_log_record_processor(BatchLogRecordProcessor(exporter, max_queue_size=10_000))
     yield provider
@@ -152,9 +152,9 @@ def test_16_apps_at_once_lose_nothing(receiver: Receiver) -> None:
 
 def test_an_app_that_exports_metrics_too_stays_quiet(receiver: Receiver) -> None:
     exporter = (
-        OTLPMetricExporter(receiver.address, insecure=True)
+        OTLPMetricExporter(receiver.address, insecure=True, timeout=60)
         if receiver.protocol == "grpc"
-        else HttpMetricExporter(f"http://{receiver.http_address}/v1/metrics")
+        else HttpMetricExporter(f"http://{receiver.http_address}/v1/metrics", timeout=60)
     )
     provider = MeterProvider([PeriodicExportingMetricReader(exporter)], shutdown_on_exit=False)
     provider.get_meter("test").create_counter("requests").add(1)

@@ -12,7 +12,7 @@ from tests.serving import Serving, start_serving
 def serving(dsn: str, tmp_path: Path) -> Iterator[Serving]:
     """Run `serve` on a database of its own; fail when it had anything to warn about."""
     with start_serving(tmp_path) as start:
-        started = start(variables={"OTEL_PG_EXPORTER_DSN": dsn})
+        started = start("--ack-timeout", "30", variables={"OTEL_PG_EXPORTER_DSN": dsn})
         yield started
     assert "WARNING" not in started.stderr
     assert "ERROR" not in started.stderr

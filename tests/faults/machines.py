@@ -15,6 +15,7 @@ from psycopg.conninfo import make_conninfo
 
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
 from otel_pg_exporter.postgres.embedded_account import Account, choose_account
+from tests.faults.servers import restartable
 from tests.support import FAST, free_port, wait_until
 
 _REPLICATING: Mapping[str, str] = {**FAST, "wal_level": "replica", "max_wal_senders": "8"}
@@ -88,7 +89,7 @@ class Pair:
 def replicated(folder: Path, binaries: Path) -> Iterator[Pair]:
     """Yield two running servers in `folder`; skip the test where `pg_basebackup` is not installed."""
     folder.chmod(0o755)  # another user may run PostgreSQL
-    with EmbeddedServer(folder / "primary", binaries=binaries, settings=_REPLICATING) as primary:
+    with restartable(folder / "primary", binaries=binaries, settings=_REPLICATING) as primary:
         assert primary.pid is not None
         programs = Path(f"/proc/{primary.pid}/exe").resolve().parent  # which the account can run
         if not (programs / "pg_basebackup").exists():

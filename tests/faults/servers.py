@@ -3,13 +3,20 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psycopg
 
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
-from tests.support import wait_until
+from tests.support import free_port, wait_until
+
+
+def restartable(folder: Path, *, binaries: Path, settings: Mapping[str, str]) -> EmbeddedServer:
+    """Return a server that is not started; it is on the same port again after each end."""
+    server = EmbeddedServer(folder, binaries=binaries, settings=settings)
+    server._port = free_port()
+    return server
 
 
 def connect_when_ready(dsn: str) -> psycopg.Connection[tuple[int]]:

@@ -20,7 +20,7 @@ from tests.faults.conftest import Receive
 from tests.faults.gates import COMMIT, COPY, GATES, held, wait_for_backend
 from tests.faults.judge import judge
 from tests.faults.load import Ledger, Load, load, refuse_poison
-from tests.faults.servers import connect_when_ready, end_and_revive, processes_of, stopped
+from tests.faults.servers import connect_when_ready, end_and_revive, processes_of, restartable, stopped
 from tests.support import FAST
 
 
@@ -88,7 +88,7 @@ def test_a_commit_that_waits_for_a_missing_standby_is_not_acknowledged_and_not_d
     rounds: int,
 ) -> None:
     settings = {**FAST, "wal_level": "replica", "max_wal_senders": "2"}
-    with EmbeddedServer(open_folder, binaries=binaries, settings=settings) as server:
+    with restartable(open_folder, binaries=binaries, settings=settings) as server:
         dsn = server.dsn
         migrate(DatabaseSettings(dsn=dsn), mapping.load())
         refuse_poison(dsn)

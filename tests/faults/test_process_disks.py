@@ -19,6 +19,7 @@ from tests.faults.conftest import Receive
 from tests.faults.judge import judge
 from tests.faults.load import Ledger, load, refuse_poison, spans_request
 from tests.faults.machines import filled, small_disk
+from tests.faults.servers import restartable
 from tests.proxy import proxy_for
 from tests.receiver.support import TRACES
 from tests.support import FAST, wait_until
@@ -31,7 +32,7 @@ def cramped(binaries: Path) -> Iterator[EmbeddedServer]:
     """Return a PostgreSQL with migrated tables, all of it on a disk of 300 MiB."""
     with (
         small_disk(300) as folder,
-        EmbeddedServer(folder / "data", binaries=binaries, settings=FAST) as server,
+        restartable(folder / "data", binaries=binaries, settings=FAST) as server,
     ):
         migrate(DatabaseSettings(dsn=server.dsn), mapping.load())
         refuse_poison(server.dsn)

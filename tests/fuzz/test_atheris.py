@@ -15,9 +15,7 @@ _MISSING = importlib.util.find_spec("atheris") is None
 _SECONDS = 1  # a target; `make fuzz` runs long
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("atheris") is None, reason="atheris has no wheel for this Python or system"
-)
+@pytest.mark.skipif(_MISSING, reason="atheris has no wheel for this Python or system")
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_short_run_from_the_corpus_finds_nothing(target: str, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"

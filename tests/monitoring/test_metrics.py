@@ -20,6 +20,7 @@ from tests.e2e.support import METHODS, Receiver, receiving
 from tests.monitoring.support import Scrape, ask
 from tests.receiver.certificates import Files
 from tests.receiver.support import LOGS, METRICS, TRACES
+from tests.support import wait_until
 from tests.test_service import settings
 from tests.workload import log_body, record, span, trace_body
 
@@ -37,6 +38,11 @@ def balance(scrape: Scrape) -> tuple[float, float]:
     came = ("received_total", "recovered_from_spool_total")
     went = ("stored_total", "duplicate_total", "rejected_total", "refused_total", "in_spool", "in_flight")
     return sum(scrape(_ITEMS + each) for each in came), sum(scrape(_ITEMS + each) for each in went)
+
+
+def at_rest(scrape: Scrape) -> bool:
+    used = scrape("db_client_connection_count", db_client_connection_state="used")
+    return used == scrape("otel_pg_exporter_queue_size_bytes") == 0
 
 
 def test_counts_are_those_of_the_tables_and_balanced_in_every_scrape_under_load(receiver: Receiver) -> None:
@@ -63,6 +69,8 @@ def test_counts_are_those_of_the_tables_and_balanced_in_every_scrape_under_load(
         over.set()
         assert scraping.result() > 1
 
+    # The rows are let go, and a look at PostgreSQL is over, a moment after the last answer.
+    wait_until(lambda: at_rest(Scrape(receiver.service)))
     found = Scrape(receiver.service)
     assert balance(found) == (80 * 9, 80 * 9)
     assert found(f"{_ITEMS}received_total", signal="traces") == 80 * 7

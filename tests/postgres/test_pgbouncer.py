@@ -34,7 +34,7 @@ def backends(administrator: Connection) -> set[int]:
 
 def test_writers_share_few_connections_and_leave_no_setting_of_theirs_in_them(dsn: str, pgbouncer: PgBouncer) -> None:
     writer = settings(pgbouncer, "otel_writer", dsn)
-    odd = DatabaseSettings(statement_timeout=7, lock_timeout=0.5, synchronous_commit="off")
+    odd = DatabaseSettings(statement_timeout=70, lock_timeout=50, synchronous_commit="off")
     spans = [traces(*(span(number * 10 + each) for each in range(10))) for number in range(20)]
     records = [logs(*(record(f"{number}.{each}") for each in range(10))) for number in range(20)]
 

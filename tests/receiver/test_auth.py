@@ -314,9 +314,9 @@ def test_the_official_exporters_send_with_credentials_from_their_environment(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", header)
     exporter: SpanExporter
     if protocol == "grpc":
-        exporter = GrpcSpanExporter(running.address, insecure=True)
+        exporter = GrpcSpanExporter(running.address, insecure=True, timeout=60)
     else:
-        exporter = HttpSpanExporter(f"http://127.0.0.1:{running.http_port}/v1/traces")
+        exporter = HttpSpanExporter(f"http://127.0.0.1:{running.http_port}/v1/traces", timeout=60)
     assert exporter.export(make_spans(1)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert len(recorder.calls) == 1

@@ -51,7 +51,7 @@ def test_spans_of_the_official_exporter_arrive_whole_with_every_compression(
     serve: Serve, compression: grpc.Compression
 ) -> None:
     recorder = Recorder()
-    exporter = OTLPSpanExporter(serve(recorder).address, insecure=True, compression=compression)
+    exporter = OTLPSpanExporter(serve(recorder).address, insecure=True, compression=compression, timeout=60)
     assert exporter.export(make_spans(512)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     ((signal, body),) = recorder.calls
@@ -65,7 +65,7 @@ def test_log_records_of_the_official_exporter_arrive_whole_with_every_compressio
 ) -> None:
     recorder = Recorder()
     provider = LoggerProvider(shutdown_on_exit=False)
-    exporter = OTLPLogExporter(serve(recorder).address, insecure=True, compression=compression)
+    exporter = OTLPLogExporter(serve(recorder).address, insecure=True, compression=compression, timeout=60)
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     record = LogRecord(timestamp=1, severity_number=SeverityNumber.INFO, body="hello", attributes={"key": 1})
     provider.get_logger("tests").emit(record)
@@ -78,7 +78,7 @@ def test_log_records_of_the_official_exporter_arrive_whole_with_every_compressio
 
 def test_an_app_that_exports_metrics_too_stays_quiet(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder()
-    exporter = OTLPMetricExporter(serve(recorder).address, insecure=True)
+    exporter = OTLPMetricExporter(serve(recorder).address, insecure=True, timeout=60)
     provider = MeterProvider([PeriodicExportingMetricReader(exporter)], shutdown_on_exit=False)
     provider.get_meter("tests").create_counter("requests").add(1)
     with caplog.at_level(logging.WARNING):
@@ -113,7 +113,7 @@ def test_the_official_exporter_succeeds_when_items_were_refused_and_fails_when_t
             raise UndecodableError("not OTLP")
         return recorder(signal, body)
 
-    exporter = OTLPSpanExporter(serve(export).address, insecure=True)
+    exporter = OTLPSpanExporter(serve(export).address, insecure=True, timeout=60)
     assert exporter.export(make_spans(2)) is SpanExportResult.SUCCESS
     assert exporter.export(make_spans(2, "bad")) is SpanExportResult.FAILURE
     exporter.shutdown()
@@ -129,7 +129,7 @@ def test_the_official_exporter_retries_an_outage_with_the_same_bytes_and_succeed
             raise DatabaseUnavailableError("PostgreSQL is away")
         return Outcome(stored=1)
 
-    exporter = OTLPSpanExporter(serve(export).address, insecure=True)
+    exporter = OTLPSpanExporter(serve(export).address, insecure=True, timeout=60)
     assert exporter.export(make_spans(1)) is SpanExportResult.SUCCESS
     exporter.shutdown()
     assert len(bodies) == 2
@@ -144,7 +144,7 @@ def test_24_clients_at_once_all_succeed_and_every_request_arrives_once(serve: Se
 
     def client(number: int) -> None:
         compression = COMPRESSIONS[number % len(COMPRESSIONS)]
-        exporter = OTLPSpanExporter(running.address, insecure=True, compression=compression)
+        exporter = OTLPSpanExporter(running.address, insecure=True, compression=compression, timeout=60)
         batches = [make_spans(50, f"client {number} batch {batch}") for batch in range(5)]
         start.wait()
         results.extend(exporter.export(spans) for spans in batches)

@@ -420,7 +420,7 @@ def test_the_official_exporters_send_by_mtls_with_files_from_their_environment(
     if certificate:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", str(mutual.folder / "agent.crt"))
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_CLIENT_KEY", str(key))
-    timeout = 10 if certificate else 1
+    timeout = 60 if certificate else 1
     exporter: SpanExporter
     if protocol == "grpc":
         exporter = GrpcSpanExporter(f"https://localhost:{running.port}", timeout=timeout)

@@ -214,6 +214,8 @@ def test_an_exporter_leaves_the_other_signals_requests_to_others(
     assert export(traces, "a")
     assert export(logs, "b")
     proxy.up()
+    for each in (traces, logs):
+        give_up_after(each, 60)
     traces.shutdown()
     assert stored(query, traces) == ["a"]
     assert stored(query, logs) == []
@@ -254,11 +256,12 @@ def test_a_folder_that_cannot_be_used_is_refused_by_the_constructor(
 def test_a_folder_that_breaks_later_is_a_failure_and_a_log_line(
     make: Make, proxy: Proxy, query: Query, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    exporter = make()
+    exporter = make(timeout=60)
     [target] = (tmp_path / "spool").iterdir()
     target.rmdir()
     target.write_text("")
     assert export(exporter, "a")
+    give_up_after(exporter, 0.3)
     proxy.refuse()
     assert not export(exporter, "b")
     assert "is no folder" in caplog.text
