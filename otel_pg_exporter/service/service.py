@@ -203,12 +203,11 @@ class Service:
             for signal in Signal:
                 self._availability.note_silence(signal)
 
-    def _open_front_door(self, stack: ExitStack) -> None:
+    def _start_pipeline(self, stack: ExitStack, budget: ByteBudget) -> Export:
+        """Start what writes: the drain of the spool, if there is one, and the batcher."""
         settings, remaining = self._settings, self._deadline.remaining
         window = Window(past=settings.mapping.window_past, future=settings.mapping.window_future)
         plans = {signal: compile_plan(self._mapping, signal, window) for signal in Signal}
-        bound = settings.pipeline.max_inflight_bytes
-        budget = ByteBudget(bound, spare=int(bound * _SPARE_SHARE))
         if self._spooling is not None:
             drain = self._spooling.start_drain(plans, self._availability, holds=lambda: Share(budget.reserve(0)))
             stack.callback(lambda: drain.stop(min(remaining(), _UNAWAITED_TIMEOUT)))
@@ -218,7 +217,7 @@ class Service:
         )
         stack.callback(lambda: self._shut_down(batcher))
         self._watching.vitals.add("writers", lambda: batcher.alive)
-        export = Export(
+        return Export(
             plans,
             batcher.submit,
             self._counters,
@@ -228,6 +227,12 @@ class Service:
             took=self._statistics.took,
             repeated=self._statistics.repeated,
         )
+
+    def _open_front_door(self, stack: ExitStack) -> None:
+        settings, remaining = self._settings, self._deadline.remaining
+        bound = settings.pipeline.max_inflight_bytes
+        budget = ByteBudget(bound, spare=int(bound * _SPARE_SHARE))
+        export = self._start_pipeline(stack, budget)
         for warning in exposure_warnings(settings):
             _logger.warning("%s", warning)
         self.security.follow(stack)
