@@ -138,7 +138,7 @@ def send(serving: Serving, *authorization: str) -> tuple[grpc.StatusCode, str]:
     metadata = tuple(("authorization", value) for value in authorization)
     with channel:
         try:
-            answer = channel.unary_unary(TRACES, None, None)(span_request(), metadata=metadata, timeout=30)
+            answer = channel.unary_unary(TRACES, None, None)(span_request(), metadata=metadata, timeout=120)
         except grpc.RpcError as exc:
             heard = refusal(exc)
             return heard.code, f"{heard.details} {heard.initial} {heard.trailers}"
@@ -149,7 +149,7 @@ def post(serving: Serving, *authorization: str) -> tuple[int, str]:
     """Send a span by HTTP; return the status and what else was heard."""
     headers = [("content-type", "application/x-protobuf"), *(("authorization", value) for value in authorization)]
     url = f"https://localhost:{serving.http_address.rpartition(':')[2]}/v1/traces"
-    heard = httpx.post(url, content=span_request(), headers=headers, verify=client_context(), timeout=30)
+    heard = httpx.post(url, content=span_request(), headers=headers, verify=client_context(), timeout=120)
     return heard.status_code, f"{heard.headers} {heard.text}"
 
 
@@ -183,7 +183,7 @@ def test_a_receiver_keeps_its_secrets_and_its_senders_through_every_refusal_and_
             assert code == 401
             said += [heard, answer]
         for path in ("metrics", "healthz", "readyz"):  # for which nobody needs credentials
-            shown = httpx.get(f"{serving.metrics_url}/{path}", timeout=30)
+            shown = httpx.get(f"{serving.metrics_url}/{path}", timeout=120)
             assert shown.status_code == 200
             said.append(f"{shown.headers} {shown.text}")
         with (planted.files.folder / "tokens").open("a") as tokens:
@@ -223,7 +223,7 @@ def test_an_outage_and_a_wrong_password_repeat_no_dsn(
         connection.execute(f"ALTER ROLE {role} NOLOGIN".encode())
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [role])
     with grpc.insecure_channel(serving.address) as channel:
-        said.append(repr(channel.unary_unary(TRACES, None, None)(span_request(), timeout=30)))  # spooled
+        said.append(repr(channel.unary_unary(TRACES, None, None)(span_request(), timeout=120)))  # spooled
     wait_until(lambda: "not permitted to log in" in serving.stderr)
     serving.send(signal.SIGTERM)
     assert serving.wait() == 0

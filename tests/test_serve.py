@@ -169,7 +169,7 @@ def test_the_log_says_once_that_it_is_ready_and_where(serve: StartServing, dsn: 
 
 def test_it_shows_its_metrics_although_the_sdks_of_apps_are_switched_off(serve: StartServing, dsn: str) -> None:
     serving = serve("--dsn", dsn, variables={"OTEL_SDK_DISABLED": "true"})
-    assert "\notel_pg_exporter_ready 1.0\n" in httpx.get(f"{serving.metrics_url}/metrics", timeout=30).text
+    assert "\notel_pg_exporter_ready 1.0\n" in httpx.get(f"{serving.metrics_url}/metrics", timeout=120).text
 
 
 def test_the_banner_says_what_senders_need_for_tls_and_authentication(

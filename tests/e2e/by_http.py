@@ -56,7 +56,7 @@ class HttpSender(Client):
     """Sends by HTTP, from any thread; protobuf, or the same as JSON."""
 
     def __init__(self, address: str, *, as_json: bool) -> None:
-        self._http = httpx.Client(base_url=f"http://{address}", timeout=60)
+        self._http = httpx.Client(base_url=f"http://{address}", timeout=200)
         self._as_json = as_json
 
     def close(self) -> None:
@@ -66,7 +66,7 @@ class HttpSender(Client):
         return _Unary(functools.partial(self._post, _NAMES[method]))
 
     def _post(
-        self, name: str, body: bytes, *, compression: grpc.Compression | None = None, timeout: float = 60
+        self, name: str, body: bytes, *, compression: grpc.Compression | None = None, timeout: float = 200
     ) -> bytes:
         headers = {"content-type": JSON if self._as_json else PROTOBUF}
         if self._as_json:

@@ -34,7 +34,7 @@ def ask(service: Service, path: str, *, method: str = "GET", accept: str = "*/*"
         f"http://{service.metrics_endpoint}{path}", method=method, headers={"Accept": accept}
     )
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             return Answer(status=response.status, headers=dict(response.headers), text=response.read().decode())
     except urllib.error.HTTPError as exc:
         with exc:
@@ -71,7 +71,7 @@ def health_of(service: Service) -> Iterator[health_pb2_grpc.HealthStub]:
 
 
 def serving(stub: health_pb2_grpc.HealthStub, name: str = "") -> bool:
-    answer = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=30)
+    answer = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=120)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 

@@ -130,7 +130,7 @@ def test_a_wrong_path_or_method_is_counted_and_never_named(receiver: Receiver) -
             f"http://{receiver.service.http_endpoint}{path}", method=method, headers={"Host": host}
         )
         with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(request, timeout=30)
+            urllib.request.urlopen(request, timeout=120)
         caught.value.close()
 
     found = Scrape(receiver.service).families["http_server_request_duration_seconds"]

@@ -79,7 +79,7 @@ class Door:
             client.configure_cert(context)
         context.set_alpn_protocols([self.alpn])
         with (
-            socket.create_connection(("127.0.0.1", self.port), timeout=30) as plain,
+            socket.create_connection(("127.0.0.1", self.port), timeout=120) as plain,
             context.wrap_socket(plain, server_hostname="localhost") as wrapped,
         ):
             connection = Connection(door=self, socket=wrapped)

@@ -25,7 +25,7 @@ def serve() -> Iterator[Serve]:
             values: ReceiverSettings | None = None,
             *,
             budget: int = 512 * 2**20,
-            body_timeout: float = 30,
+            body_timeout: float = 120,
             security: Security | None = None,
             answered: Answered = unobserved,
         ) -> Running:

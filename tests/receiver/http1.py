@@ -47,7 +47,7 @@ class HttpClient:
     """Sends one request after the other on one connection, for as long as the server keeps it."""
 
     def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=200)
 
     def post(
         self,
@@ -90,7 +90,7 @@ class RawConnection:
     """A connection that sends what it is told, whole or not."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=200)
         self._answers = self.socket.makefile("rb")
 
     def send(self, data: bytes) -> None:

@@ -49,7 +49,7 @@ class Connection:
     """One connection; what the server says is read in a thread and kept."""
 
     def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=120)
         self.received = b""
         self.closed = threading.Event()
         self._more = threading.Event()

@@ -154,24 +154,24 @@ class Client:
         self.channel = channel
 
     def export(
-        self, method: str, body: bytes, *, compression: grpc.Compression | None = None, timeout: float = 60
+        self, method: str, body: bytes, *, compression: grpc.Compression | None = None, timeout: float = 200
     ) -> bytes:
         return bytes(self._unary(method)(body, compression=compression, timeout=timeout))
 
     def refused(self, method: str, body: bytes, *, compression: grpc.Compression | None = None) -> Refusal:
         with pytest.raises(grpc.RpcError) as info:
-            self._unary(method)(body, compression=compression, timeout=60)
+            self._unary(method)(body, compression=compression, timeout=200)
         return refusal(info.value)
 
     def with_call(self, method: str, body: bytes) -> tuple[bytes, Any]:
-        answer, call = self._unary(method).with_call(body, timeout=60)
+        answer, call = self._unary(method).with_call(body, timeout=200)
         return answer, call
 
     def future(self, method: str, body: bytes) -> Any:  # noqa: ANN401 - grpc's type of it is incomplete
-        return self._unary(method).future(body, timeout=60)
+        return self._unary(method).future(body, timeout=200)
 
     def stream(self, method: str, bodies: Iterator[bytes]) -> Any:  # noqa: ANN401 - as above
-        return self.channel.stream_unary(method, None, None).future(bodies, timeout=60)
+        return self.channel.stream_unary(method, None, None).future(bodies, timeout=200)
 
     def _unary(self, method: str) -> "grpc.UnaryUnaryMultiCallable[bytes, bytes]":
         return self.channel.unary_unary(method, None, None)
@@ -206,7 +206,7 @@ def in_background(function: Callable[[], T]) -> Callable[[], T]:
     pool = ThreadPoolExecutor(1)
     future = pool.submit(function)
     pool.shutdown(wait=False)
-    return functools.partial(future.result, 60)
+    return functools.partial(future.result, 200)
 
 
 class Wire:

@@ -270,7 +270,7 @@ def test_a_call_without_credentials_is_answered_while_all_places_are_taken_and_b
 
     bodyless = client.channel.stream_unary(TRACES, None, None)
     with pytest.raises(grpc.RpcError) as info:
-        bodyless(iter(endless, [b""]), timeout=30)
+        bodyless(iter(endless, [b""]), timeout=120)
     assert refusal(info.value).code is grpc.StatusCode.UNAUTHENTICATED
     assert running.budget.level == reserved
     blocker.released.set()

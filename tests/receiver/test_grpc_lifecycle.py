@@ -34,7 +34,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 def health(client: Client, service: str = "") -> int:
     request = health_pb2.HealthCheckRequest(service=service)
-    return int(health_pb2_grpc.HealthStub(client.channel).Check(request, timeout=30).status)
+    return int(health_pb2_grpc.HealthStub(client.channel).Check(request, timeout=120).status)
 
 
 def make(endpoint: str, export: Export | None = None, *, shared: bool = False) -> FrontDoor:
@@ -78,7 +78,7 @@ def test_health_is_not_serving_until_told_otherwise(connect: Connect) -> None:
 def test_a_health_watcher_is_told_of_changes_and_does_not_hold_up_the_stop(serve: Serve, connect: Connect) -> None:
     running = serve(Recorder())
     watch = health_pb2_grpc.HealthStub(connect(running.address).channel).Watch(
-        health_pb2.HealthCheckRequest(), timeout=30
+        health_pb2.HealthCheckRequest(), timeout=120
     )
     assert next(watch).status == SERVING
     running.server.set_serving(False)

@@ -67,7 +67,7 @@ def start() -> Iterator[Start]:
 
 def heard(port: int, *parts: bytes) -> bytes:
     """Send, and return what comes until the server closes the connection."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         for part in parts:
             connection.sendall(part)
         answer = b""
@@ -80,7 +80,7 @@ def heard(port: int, *parts: bytes) -> bytes:
 def test_it_serves_on_every_address_of_a_name_with_the_same_port(start: Start) -> None:
     port = start(host="localhost")
     for *_, address in socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM):
-        connection = http.client.HTTPConnection(str(address[0]), port, timeout=30)
+        connection = http.client.HTTPConnection(str(address[0]), port, timeout=120)
         connection.request("POST", "/", b"x" * 100_000)
         assert connection.getresponse().read() == b"hello"
         connection.close()
@@ -104,7 +104,7 @@ def test_a_connection_that_brings_no_whole_headers_in_time_is_closed(start: Star
 
 def test_a_body_that_goes_on_and_on_after_the_answer_is_cut_off(start: Start) -> None:
     port = start(idle_timeout=0.5)
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000000\r\n\r\n")
         wait_until(lambda: refused(connection))
 
@@ -151,7 +151,7 @@ def test_who_does_not_read_answers_is_cut_off(start: Start) -> None:
         for _ in range(1_000):
             await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
 
-    with socket.create_connection(("127.0.0.1", start(talkative, idle_timeout=0.3)), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", start(talkative, idle_timeout=0.3)), timeout=120) as connection:
         connection.sendall(GET)
         wait_until(lambda: refused(connection))
 
@@ -163,7 +163,7 @@ def test_a_lack_of_descriptors_is_logged_once_and_connections_are_taken_when_it_
     assert heard(port, GET.replace(b"host: x", b"connection: close")).endswith(b"hello")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as connection:
-        connection.settimeout(30)
+        connection.settimeout(120)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
         try:
             connection.connect(("127.0.0.1", port))
@@ -203,8 +203,8 @@ def test_a_stop_closes_idle_connections_finishes_what_is_in_flight_and_then_refu
     server = HttpServer(app, Endpoint(host="127.0.0.1", port=0), setting=SETTING)
     port = server.start()
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=30) as idle,
-        socket.create_connection(("127.0.0.1", port), timeout=30) as busy,
+        socket.create_connection(("127.0.0.1", port), timeout=120) as idle,
+        socket.create_connection(("127.0.0.1", port), timeout=120) as busy,
     ):
         busy.sendall(GET)
         wait_until(lambda: app.waiting)
@@ -225,7 +225,7 @@ def test_a_stop_cuts_what_does_not_end_within_its_grace(caplog: pytest.LogCaptur
     app = Gated()
     server = HttpServer(app, Endpoint(host="127.0.0.1", port=0), setting=SETTING)
     port = server.start()
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as busy:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as busy:
         busy.sendall(GET)
         wait_until(lambda: app.waiting)
         server.stop(0.1)
@@ -238,7 +238,7 @@ def test_a_stop_does_not_wait_for_a_handshake_that_stalls() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     server = HttpServer(hello, Endpoint(host="127.0.0.1", port=0), setting=SETTING, tls=context)
-    with socket.create_connection(("127.0.0.1", server.start()), timeout=30) as stalling:
+    with socket.create_connection(("127.0.0.1", server.start()), timeout=120) as stalling:
         stalling.sendall(b"\x16\x03\x01")
         stopping = threading.Thread(target=server.stop, args=[0.1], daemon=True)
         stopping.start()
@@ -249,7 +249,7 @@ def test_a_stop_does_not_wait_for_a_handshake_that_stalls() -> None:
 def test_once_parting_every_connection_gets_one_more_answer() -> None:
     server = HttpServer(hello, Endpoint(host="127.0.0.1", port=0), setting=SETTING)
     port = server.start()
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         connection.sendall(GET)
         answer = b""
         while not answer.endswith(b"hello"):
@@ -268,7 +268,7 @@ def test_with_tls_it_speaks_https(start: Start) -> None:
     authority.issue_cert("127.0.0.1").configure_cert(context)
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
-    connection = http.client.HTTPSConnection("127.0.0.1", start(tls=context), context=trusting, timeout=30)
+    connection = http.client.HTTPSConnection("127.0.0.1", start(tls=context), context=trusting, timeout=120)
     connection.request("GET", "/")
     assert connection.getresponse().read() == b"hello"
     connection.close()

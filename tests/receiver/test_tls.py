@@ -99,7 +99,7 @@ def offered_version(context: ssl.SSLContext) -> bytes:
 def test_a_client_without_tls_gets_nothing(open_door: Open, files: Files) -> None:
     files.write()
     door = open_door(security_of(files))
-    with closing(socket.create_connection(("127.0.0.1", door.port), timeout=30)) as plain:
+    with closing(socket.create_connection(("127.0.0.1", door.port), timeout=120)) as plain:
         plain.sendall(door.hello)
         try:
             heard = plain.recv(65_536)
@@ -114,7 +114,7 @@ def test_a_handshake_that_fails_on_http_is_told_with_the_peer_and_what_the_sende
     def told(security: Security, speak: Callable[[socket.socket], None]) -> str:
         caplog.clear()
         port = serve(Recorder(), security=security).http_port
-        with closing(socket.create_connection(("127.0.0.1", port), timeout=30)) as connection:
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=120)) as connection:
             speak(connection)
             wait_until(lambda: "TLS handshake" in caplog.text)
         (message,) = (record.getMessage() for record in caplog.records if "handshake with" in record.getMessage())
@@ -260,7 +260,7 @@ def test_handshakes_that_stall_hold_up_no_other(open_door: Open, files: Files) -
     with ExitStack() as stack:
         for words in (b"", b"\x16\x03\x01\x02\x00\x01\x00"):  # nothing, and the beginning of a ClientHello
             for _ in range(40):
-                stalled = stack.enter_context(socket.create_connection(("127.0.0.1", door.port), timeout=30))
+                stalled = stack.enter_context(socket.create_connection(("127.0.0.1", door.port), timeout=120))
                 stalled.sendall(words)
         assert door.presented() == certificate
 
