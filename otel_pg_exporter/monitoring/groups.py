@@ -55,7 +55,11 @@ ITEMS: Group[Mapping[Signal, ItemCounts]] = Group(
             f"{_P}.items.recovered_from_spool", Kind.COUNTER, "Items found in the spools of processes that are dead."
         ),
         _items(f"{_P}.items.stored", Kind.COUNTER, "Items committed in PostgreSQL."),
-        _items(f"{_P}.items.duplicate", Kind.COUNTER, "Items that were there already: a sender's retries."),
+        _items(
+            f"{_P}.items.duplicate",
+            Kind.COUNTER,
+            "Items that were there already: a sender's retries, and what was spooled although it was committed after all.",
+        ),
         _items(f"{_P}.items.rejected", Kind.COUNTER, "Items refused one by one, and kept in dead_letters."),
         _items(
             f"{_P}.items.refused",
