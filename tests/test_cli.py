@@ -178,6 +178,22 @@ def test_a_password_on_the_command_line_earns_a_warning_and_one_in_the_environme
     assert "WARNING" not in run("serve", "--dsn", UNREACHABLE.replace(":s3cret", "")).stderr
 
 
+def test_a_password_in_a_file_that_everybody_can_read_earns_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    warning = f"--config: every user of this machine can read {file}; `chmod o-r` it"
+    for text, mode, warned in (
+        ('dsn = "host=db password=s3cret"', 0o644, True),
+        ('dsn = "host=db sslpassword=s3cret"', 0o644, True),
+        ('dsn = "host=db password=s3cret"', 0o640, False),
+        ('dsn = "host=db"', 0o644, False),
+    ):
+        file.write_text(text)
+        file.chmod(mode)
+        done = run("config", "show", "--config", file)
+        assert (warning in done.stderr) is warned
+        assert "s3cret" not in done.stdout + done.stderr
+
+
 def test_a_database_without_our_tables_is_refused_with_the_command_that_makes_them(empty_dsn: str) -> None:
     assert "run `otel-pg-exporter migrate`" in refused("serve", "--dsn", empty_dsn, status=1)
 

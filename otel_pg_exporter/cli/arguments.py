@@ -181,7 +181,7 @@ def settings_with_origins(options: argparse.Namespace) -> tuple[ServeSettings, d
     file = config.file_of(options.config, prefix=SERVER_PREFIX)
     settings, origins = config.load_with_origins(ServeSettings, prefix=SERVER_PREFIX, flags=flags, file=file)
     logs.set_up(settings.monitoring, attended=options.command != "serve")
-    _warn_of_password(options)
+    _warn_of_password(settings.database.dsn, origins.get("dsn", ""), file)
     _warn_of_unknown_variables()
     return settings, origins
 
@@ -218,14 +218,19 @@ def _data_dir(settings: ServeSettings) -> Path:
     return settings.data_dir or default_data_dir()
 
 
-def _warn_of_password(options: argparse.Namespace) -> None:
-    from otel_pg_exporter.postgres.dsn import parse_dsn
+def _warn_of_password(dsn: str, origin: str, file: Path | None) -> None:
+    from otel_pg_exporter.postgres.dsn import holds_secret
+    from otel_pg_exporter.receiver.files import exposed
 
-    if options.dsn is not None and "password" in parse_dsn(options.dsn):
-        logging.getLogger(__name__).warning(
+    logger = logging.getLogger(__name__)
+    if origin == "--dsn" and holds_secret(dsn):
+        logger.warning(
             "--dsn holds a password, which every user of this machine can see in the list of processes; "
             "put the DSN into OTEL_PG_EXPORTER_DSN, or the password into ~/.pgpass"
         )
+    elif file is not None and origin.startswith(str(file)) and holds_secret(dsn):
+        for text in exposed("--config", file):
+            logger.warning("%s", text)
 
 
 def _warn_of_unknown_variables() -> None:

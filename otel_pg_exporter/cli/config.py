@@ -102,7 +102,9 @@ def _show(options: argparse.Namespace) -> int:
         if each.name in origins or not options.changed
     ]
     if options.toml:
-        print_lines(_without_first_blank(_toml(shown, has_secrets=_holds_secrets(settings))))
+        from otel_pg_exporter.postgres.dsn import holds_secret
+
+        print_lines(_without_first_blank(_toml(shown, has_secrets=holds_secret(settings.database.dsn))))
     elif options.json:
         print_lines([as_json(_json(shown), indent=2)])
     else:
@@ -121,12 +123,6 @@ def _without_secrets(setting: Setting, value: object, *, leave_out: bool) -> obj
 
         return shareable_url(value) if leave_out else mask_dsn(value)
     return redacted(value)
-
-
-def _holds_secrets(settings: ServeSettings) -> bool:
-    from otel_pg_exporter.postgres.dsn import mask_dsn
-
-    return "***" in mask_dsn(settings.database.dsn)
 
 
 def _without_first_blank(lines: Iterable[str]) -> Iterator[str]:

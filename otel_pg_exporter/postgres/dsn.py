@@ -41,6 +41,11 @@ def _holds_at(url: str, parts: Mapping[str, Any]) -> bool:
     return any("@" in part and part in url for part in (str(parts.get("host", "")), str(parts.get("dbname", ""))))
 
 
+def holds_secret(dsn: str) -> bool:
+    """Tell whether a DSN has a password, or what serves as one, in it."""
+    return not _SECRETS.isdisjoint(parse_dsn(dsn))
+
+
 def mask_dsn(dsn: str) -> str:
     """Return the DSN as key=value pairs with `***` in place of passwords."""
     return make_conninfo(**{key: "***" if key in _SECRETS else value for key, value in parse_dsn(dsn).items()})
