@@ -58,7 +58,8 @@ ITEMS: Group[Mapping[Signal, ItemCounts]] = Group(
         _items(
             f"{_P}.items.duplicate",
             Kind.COUNTER,
-            "Items that were there already: a sender's retries, and what was spooled although it was committed after all.",
+            "Items that were there already: a sender's retries, and what was spooled although it was committed after "
+            "all.",
         ),
         _items(f"{_P}.items.rejected", Kind.COUNTER, "Items refused one by one, and kept in dead_letters."),
         _items(
