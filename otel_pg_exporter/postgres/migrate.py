@@ -31,6 +31,7 @@ from otel_pg_exporter.postgres.columns import (
 )
 from otel_pg_exporter.postgres.connection import Connection, connect
 from otel_pg_exporter.postgres.roles import Roles
+from otel_pg_exporter.postgres.sqlstate import READ_ONLY
 
 Report = Callable[[str], None]
 """Told what is done next."""
@@ -54,6 +55,7 @@ _TABLES = frozenset(
         "traces",
     }
 )
+_READ_ONLY = (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported)  # the latter by a standby
 _TAKEN = (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateFunction, psycopg.errors.DuplicateObject)
 _SETTINGS = "SET LOCAL standard_conforming_strings = on;\nSET LOCAL client_min_messages = warning;"
 _PLACEHOLDER = re.compile(r"(?<!:):(schema|promoted_columns)\b")
@@ -331,6 +333,8 @@ def _translated(error: psycopg.Error, schema: str) -> SchemaError | DatabaseUnav
         )
     if isinstance(error, psycopg.OperationalError):
         return DatabaseUnavailableError(f"schema {schema}: {reason}")
+    if isinstance(error, _READ_ONLY):
+        return SchemaError(f"schema {schema}: {reason} ({error.sqlstate}); {READ_ONLY}")
     if isinstance(error, _TAKEN):
         return SchemaError(
             f"schema {schema}: {reason} ({error.sqlstate}), and is not ours; choose another schema by --schema, or "

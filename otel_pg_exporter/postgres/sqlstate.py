@@ -41,8 +41,11 @@ _TABLE = {
 }
 
 _MIGRATE = "run `otel-pg-exporter migrate` with the same settings"
+READ_ONLY = "`otel-pg-exporter check` tells whether this is a standby, or was made read-only"
+"""What to do about a server that takes no rows."""
+
 _REMEDIES = {
-    "25006": "`otel-pg-exporter check` tells whether this is a standby, or was made read-only",
+    "25006": READ_ONLY,
     "23514": "attach the DEFAULT partition again",
     "42501": "grant what docs/how-to/roles.md lists",
     "42P01": _MIGRATE,
@@ -85,8 +88,8 @@ def unavailable(error: psycopg.Error, *, phase: str, broken: bool) -> DatabaseUn
         return DeploymentError(f"PostgreSQL refuses every row at {text}; {remedy(error)}")
     # Without a connection, nobody knows whether a COMMIT that was on its way arrived.
     kind = OutageError if is_outage(error, broken=broken) else DatabaseUnavailableError
-    todo = f"; {_REMEDIES[state]}" if not broken and state in _REMEDIES else ""
-    return kind(f"PostgreSQL failed at {text}{todo}", in_doubt=broken and phase == "COMMIT")
+    todo = "" if broken else _REMEDIES.get(state, "")
+    return kind(f"PostgreSQL failed at {text}", in_doubt=broken and phase == "COMMIT", remedy=todo)
 
 
 def remedy(error: psycopg.Error) -> str:

@@ -109,7 +109,7 @@ class Database:
             try:
                 self._create_partitions_by(connection)
             except DatabaseUnavailableError as exc:
-                raise StartupError(str(exc)) from exc
+                raise StartupError(exc.with_remedy) from exc
         self.prepared = True
 
     def _agree_on_retention(self, connection: Connection, *, owner: bool) -> None:

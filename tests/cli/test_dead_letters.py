@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -202,6 +203,16 @@ def test_what_keeps_a_command_from_its_work_is_one_line_and_exit_code_1(opened: 
     opened.execute("DROP TABLE dead_letters")
     line = refused(opened.dsn, "list", status=1)
     assert 'relation "otel.dead_letters" does not exist (42P01); run `otel-pg-exporter migrate`' in line
+
+
+def test_a_server_that_takes_no_rows_is_told_from_one_that_is_away(opened: Database) -> None:
+    with psycopg.connect(opened.dsn, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET default_transaction_read_only = on".encode())
+    done = run("dead-letters", "purge", "--all", "--yes", OTEL_PG_EXPORTER_DSN=opened.dsn)
+    assert done.returncode == 1
+    error, remedy = done.stderr.splitlines()
+    assert "cannot execute DELETE in a read-only transaction (25006)" in error
+    assert remedy == "`otel-pg-exporter check` tells whether this is a standby, or was made read-only"
 
 
 def test_without_a_dsn_the_command_says_what_it_needs() -> None:

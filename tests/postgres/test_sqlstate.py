@@ -77,7 +77,7 @@ def test_a_deployment_error_names_its_remedy() -> None:
 def test_a_read_only_server_is_waited_for_and_the_command_that_tells_why_is_named() -> None:
     away = unavailable(error("25006"), phase="ensure_partitions", broken=False)
     assert type(away) is OutageError
-    assert "`otel-pg-exporter check` tells whether this is a standby" in str(away)
+    assert "`otel-pg-exporter check` tells whether this is a standby" in away.remedy
 
 
 def copy_numbers(connection: psycopg.Connection[tuple[Any, ...]], numbers: Sequence[int]) -> None:
