@@ -42,18 +42,17 @@ class RetentionRounds:
         self._ticker.stop(timeout)
 
     def _run(self) -> None:
-        done = Removed()
+        before, done = self.expired, Removed()
 
         def note(removed: Removed) -> None:
             nonlocal done
             done = removed
+            self.expired = Expired(
+                partitions=before.partitions + len(done.partitions), rows=before.rows + sum(done.rows.values())
+            )
 
         try:
             self._retention.run(within=_LONGEST, report=note)
         finally:
             if done:
                 _logger.info("retention: %s", done)
-            before = self.expired
-            self.expired = Expired(
-                partitions=before.partitions + len(done.partitions), rows=before.rows + sum(done.rows.values())
-            )

@@ -130,3 +130,21 @@ def test_rounds_beside_the_requests_log_what_they_removed_and_keep_the_score(
             assert len([each for each in caplog.messages if "permission denied" in each]) == 1
         finally:
             rounds.stop(5)
+
+
+def test_what_was_removed_shows_before_the_round_is_over(dsn: str) -> None:
+    settings = served(as_role("otel_writer", dsn), retention=RetentionSettings())
+    database = ServedDatabase(settings, mapping.load(), Statistics())
+    database.prepare()
+    database.connect()
+    with open_connection(dsn) as owner, open_connection(dsn) as reader, contextlib.closing(database.connections):
+        ensure_partitions(owner, "otel", [minute_of(today()) // 1440 - 9])
+        owner.execute("UPDATE retention SET keep = '7 days'")
+        reader.execute("BEGIN; SELECT FROM logs LIMIT 1")
+        rounds = RetentionRounds(database, interval=3600, first=0)
+        try:
+            wait_until(lambda: rounds.expired.partitions == 1)
+            assert not rounds.succeeded
+        finally:
+            reader.execute("ROLLBACK")
+            rounds.stop(5)
