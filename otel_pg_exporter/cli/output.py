@@ -87,10 +87,11 @@ def counted(number: int, noun: str) -> str:
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Container[str] = ()) -> list[str]:
-    """Lay out a table; the last column is cut to the width of the terminal, if that is where it goes."""
+    """Lay out a table; a last column of words is cut to the width of the terminal, if that is where it goes."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(titles, *rows, strict=True)]
-    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    words = titles[-1] not in right  # part of a number would be another one
+    room = shutil.get_terminal_size().columns if words and sys.stdout.isatty() else None
     lines = []
     for row in (titles, *rows):
         cells = [
