@@ -34,6 +34,7 @@ settings.register_profile("busy", deadline=None, suppress_health_check=list(Heal
 settings.load_profile("busy")
 
 _numbers = itertools.count(1)
+_ROOM = 4 * 2**30  # bytes in memory for the files of all workers' servers
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +49,7 @@ def binaries() -> Path:
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """Return an empty folder that the PostgreSQL user can reach, which pytest's tmp_path of root's is not."""
-    folder = Path(tempfile.mkdtemp(prefix="otel-pg-exporter-"))
+    folder = _new_folder()
     yield folder
     shutil.rmtree(folder)
 
@@ -56,7 +57,7 @@ def open_folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def server(binaries: Path) -> Iterator[EmbeddedServer]:
     """Return the PostgreSQL that all tests of a worker share; those that harm it take `own_server`."""
-    folder = Path(tempfile.mkdtemp(prefix="otel-pg-exporter-"))
+    folder = _new_folder()
     with EmbeddedServer(folder, binaries=binaries, settings=FAST) as running:
         yield running
     shutil.rmtree(folder)
@@ -121,6 +122,17 @@ def migrated(server: EmbeddedServer) -> str:
     for role in roles.names.values():
         _execute(server, f"ALTER ROLE {role} PASSWORD '{PASSWORD}'")
     return name
+
+
+def _new_folder() -> Path:
+    """Make a folder in memory, where there is room: a database is a few hundred files, made and removed a test."""
+    memory = Path("/dev/shm")
+    roomy = (
+        memory.is_dir()
+        and shutil.disk_usage(memory).free >= _ROOM
+        and not os.statvfs(memory).f_flag & os.ST_NOEXEC  # programs may be copied into it
+    )
+    return Path(tempfile.mkdtemp(prefix="otel-pg-exporter-", dir=memory if roomy else None))
 
 
 @contextlib.contextmanager

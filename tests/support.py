@@ -15,6 +15,7 @@ FAST = {
     "full_page_writes": "off",
     "max_connections": "200",
     "max_wal_senders": "0",
+    "max_wal_size": "128MB",  # the files may lie in memory
     "shared_buffers": "64MB",
     "wal_level": "minimal",
 }
