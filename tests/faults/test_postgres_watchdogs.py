@@ -100,6 +100,13 @@ def silent_on_old_connections(server: EmbeddedServer, proxy: Proxy) -> Iterator[
     proxy.stall()
     yield
     proxy.freeze()
+    # While PostgreSQL waits for a COPY's data it heeds no time-out, and keeps its ledger's entries locked: TCP's
+    # keepalives end that, which a proxy answers.
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE state = 'active' AND wait_event = 'ClientRead' AND query LIKE 'COPY%'"
+        )
     proxy.flow()
 
 
