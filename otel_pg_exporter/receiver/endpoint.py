@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from otel_pg_exporter.config import redacted
 from otel_pg_exporter.errors import ConfigurationError, StartupError
 
-_ENDPOINT = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:/\s]+)):(?P<port>[0-9]{1,5})")
+_ENDPOINT = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:/\s]+)):0*(?P<port>[0-9]+)")
 _MAX_PORT = 65_535
 _BACKLOG = 1_024  # connections that wait to be accepted; the system may allow fewer
 
@@ -28,12 +28,15 @@ class Endpoint:
 def parse_endpoint(text: str, *, setting: str) -> Endpoint:
     """Parse `host:port`; `setting` is the name that a ConfigurationError gives the user."""
     match = _ENDPOINT.fullmatch(text)
-    if match is None or int(match["port"]) > _MAX_PORT:
+    if match is None:
         raise ConfigurationError(
             f"{setting}: {redacted(text)!r} is no host:port (examples: 127.0.0.1:4317, [::1]:4317; "
             "0.0.0.0:4317 for all interfaces; none: not served)"
         )
-    return Endpoint(host=match["ipv6"] or match["host"], port=int(match["port"]))
+    port = match["port"]
+    if len(port) > len(str(_MAX_PORT)) or int(port) > _MAX_PORT:
+        raise ConfigurationError(f"{setting}: {redacted(text)!r} names no port: they end at {_MAX_PORT}")
+    return Endpoint(host=match["ipv6"] or match["host"], port=int(port))
 
 
 def optional_endpoint(text: str, *, setting: str) -> Endpoint | None:

@@ -32,7 +32,6 @@ def test_an_endpoint_reads_and_writes_as_host_and_port(text: str, host: str, por
         "localhost",
         "127.0.0.1:",
         "127.0.0.1:-1",
-        "127.0.0.1:65536",
         "127.0.0.1:\u0664\u0663",
         "127.0.0.1:4317\n",
         "::1:4317",
@@ -47,6 +46,12 @@ def test_a_malformed_endpoint_names_the_setting_and_shows_examples(text: str) ->
     ) as info:
         parse_endpoint(text, setting="--grpc-endpoint")
     assert repr(text) in str(info.value)
+
+
+@pytest.mark.parametrize("port", ["65536", "99999", "100000", "4317" * 2_000])
+def test_a_port_beyond_the_last_one_is_told_where_they_end(port: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^--grpc-endpoint: '\[::1\]:\d+' names no port: they end at 65535$"):
+        parse_endpoint(f"[::1]:{port}", setting="--grpc-endpoint")
 
 
 def test_an_unknown_host_is_named() -> None:
