@@ -1,10 +1,10 @@
 """Whether the way to PostgreSQL is encrypted for certain: libpq by itself is content without."""
 
-import ipaddress
 import logging
 
 from psycopg import pq
 
+from otel_pg_exporter.addresses import is_this_machine
 from otel_pg_exporter.telemetry import RateLimitedLogger
 
 _logger = logging.getLogger(__name__)
@@ -28,4 +28,4 @@ def warn_if_encryption_is_optional(pgconn: pq.abc.PGconn) -> None:
 
 def encryption_is_optional(address: str, sslmode: str) -> bool:
     """Tell whether a connection leaves the machine, and libpq may do without TLS; a Unix socket has no address."""
-    return bool(address) and not ipaddress.ip_address(address).is_loopback and sslmode not in _INSISTING
+    return bool(address) and not is_this_machine(address) and sslmode not in _INSISTING

@@ -1,9 +1,9 @@
 """What other machines can do with our endpoints, as the settings have them: the warnings at the start."""
 
-import ipaddress
 import socket
 from collections.abc import Iterator
 
+from otel_pg_exporter.addresses import is_this_machine
 from otel_pg_exporter.config import ServeSettings
 from otel_pg_exporter.receiver.endpoint import optional_endpoint
 
@@ -42,4 +42,4 @@ def _only_this_machine(text: str, setting: str) -> bool:
         found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
     except OSError:
         return True  # it will not be listened on either, and that is what there is to say
-    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+    return all(is_this_machine(str(address[0]).partition("%")[0]) for *_, address in found)

@@ -12,6 +12,7 @@ from otel_pg_exporter.postgres.encryption import encryption_is_optional
 def test_another_machine_is_to_be_reached_by_tls_for_certain(sslmode: str) -> None:
     assert encryption_is_optional("192.0.2.1", sslmode)
     assert encryption_is_optional("2001:db8::1", sslmode)
+    assert encryption_is_optional("::ffff:192.0.2.1", sslmode)
 
 
 @pytest.mark.parametrize("sslmode", ["require", "verify-ca", "verify-full"])
@@ -19,7 +20,7 @@ def test_a_mode_that_insists_on_tls_is_enough(sslmode: str) -> None:
     assert not encryption_is_optional("192.0.2.1", sslmode)
 
 
-@pytest.mark.parametrize("address", ["", "127.0.0.1", "127.1.2.3", "::1"])
+@pytest.mark.parametrize("address", ["", "127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"])
 def test_sockets_and_loopback_need_no_tls(address: str) -> None:
     assert not encryption_is_optional(address, "prefer")
 

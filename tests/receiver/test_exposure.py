@@ -26,19 +26,20 @@ def warnings(
     return list(exposure_warnings(settings))
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "[::1]", "localhost"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "[::1]", "[::ffff:127.0.0.1]", "localhost"])
 def test_endpoints_of_this_machine_alone_are_not_warned_about(host: str) -> None:
     assert warnings(grpc=f"{host}:4317", http=f"{host}:4318", metrics=f"{host}:9464") == []
 
 
-@pytest.mark.parametrize("endpoint", ["0.0.0.0:4317", "[::]:4317", "192.0.2.1:4317"])
+@pytest.mark.parametrize("endpoint", ["0.0.0.0:4317", "[::]:4317", "192.0.2.1:4317", "[::ffff:192.0.2.1]:4317"])
 def test_endpoints_for_other_machines_need_both_tls_and_authentication(endpoint: str) -> None:
     without_tls, without_authentication = warnings(grpc=endpoint)
     assert f"--grpc-endpoint {endpoint}" in without_tls
     assert "without TLS what senders send can be read" in without_tls
     assert "all of them may send" in without_authentication
-    assert len(warnings(grpc=endpoint, http=endpoint)) == 4
-    assert [warnings(security, grpc=endpoint, http=endpoint) for security in COMPLETE] == [[]] * 3
+    other = endpoint.replace("4317", "4318")
+    assert len(warnings(grpc=endpoint, http=other)) == 4
+    assert [warnings(security, grpc=endpoint, http=other) for security in COMPLETE] == [[]] * 3
 
 
 def test_credentials_that_can_be_read_on_the_way_are_warned_about() -> None:
