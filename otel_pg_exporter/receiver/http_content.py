@@ -35,7 +35,7 @@ class Content:
     """What the headers say about a body."""
 
     media_type: MediaType
-    encoding: str  # identity, gzip or deflate
+    encoding: str  # a key of _encodings
     length: int | None  # of the body as it travels; None when it comes in chunks
 
 
@@ -137,5 +137,5 @@ def _bare(value: str) -> str:
 
 _media_types = MappingProxyType({each.value: each for each in MediaType})
 _encodings: Mapping[str, Callable[[bytes, Hold, int], bytes]] = MappingProxyType(
-    {"identity": _identity, "gzip": _gunzip, "deflate": _inflate_either}
+    {"identity": _identity, "gzip": _gunzip, "x-gzip": _gunzip, "deflate": _inflate_either}
 )

@@ -50,6 +50,7 @@ def deflated(body: bytes) -> bytes:
 ENCODED: dict[str, tuple[str | None, Callable[[bytes], bytes]]] = {
     "identity": (None, bytes),
     "gzip": ("gzip", gzip.compress),
+    "x-gzip": ("x-gzip", gzip.compress),  # its other name (RFC 9110, 8.4.1.3)
     "zlib": ("deflate", zlib.compress),
     "raw deflate": ("deflate", deflated),
 }
