@@ -51,26 +51,38 @@ def _tables(database: Database, settings: ServeSettings) -> Iterator[Finding]:
 
 def _partitions(database: Database, ahead: int) -> Iterator[Finding]:
     schema = identifier(database.schema)
-    missing = []
+    ensure = (
+        f"SELECT {schema}.ensure_partitions((now() AT TIME ZONE 'UTC')::date, (now() AT TIME ZONE 'UTC')::date + "
+        f"{ahead});"
+    )
+    missing, detached = [], []
     for parent, _ in _PARENTS:
+        # What the function looks for, by which `serve` makes them: a day's table that was detached is no partition.
         rows = database.rows(
-            "SELECT day::date::text FROM generate_series((now() AT TIME ZONE 'UTC')::date,"
-            " (now() AT TIME ZONE 'UTC')::date + %s::int, interval '1 day') AS day"
-            " WHERE to_regclass(%s || to_char(day, '\"_p\"YYYYMMDD')) IS NULL",
-            ahead,
+            f"SELECT day::text, name, to_regclass(%s || quote_ident(name)) IS NOT NULL FROM {schema}.missing_partitions"
+            "(%s::regclass, (now() AT TIME ZONE 'UTC')::date, (now() AT TIME ZONE 'UTC')::date + %s::int) AS day,"
+            " LATERAL (SELECT %s || to_char(day::timestamp, '\"_p\"YYYYMMDD') AS name) AS its",
+            f"{schema}.",
             f"{schema}.{parent}",
+            ahead,
+            parent,
         )
-        missing += [f"{parent} of {day}" for (day,) in rows]
+        missing += [f"{parent} of {day}" for day, _, _ in rows]
+        detached += [(parent, name) for _, name, there in rows if there]
+    for parent, name in detached:
+        yield problem(
+            "partitions",
+            f"table {name} is no partition of {parent}, but has the name of one: `serve` can make none that is missing",
+            f"ALTER TABLE {schema}.{name} RENAME TO {name}_detached; {ensure} "
+            f"INSERT INTO {schema}.{parent} SELECT * FROM {schema}.{name}_detached ON CONFLICT DO NOTHING;",
+        )
+    if detached:
+        return
     if not missing:
         yield ok("partitions", f"today's and those of the next {ahead} days are there")
         return
     shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
-    yield warning(
-        "partitions",
-        f"missing: {shown}; `serve` makes them when it starts, and every hour",
-        f"SELECT {schema}.ensure_partitions((now() AT TIME ZONE 'UTC')::date, (now() AT TIME ZONE 'UTC')::date + "
-        f"{ahead});",
-    )
+    yield warning("partitions", f"missing: {shown}; `serve` makes them when it starts, and every hour", ensure)
 
 
 def _default_partitions(database: Database) -> Iterator[Finding]:

@@ -119,6 +119,18 @@ def test_a_default_partition_that_is_detached_is_attached_by_the_sql_that_it_nam
     assert checked(tmp_path, OTEL_PG_EXPORTER_DSN=ready)["DEFAULT partition"]["grade"] == "ok"
 
 
+def test_a_day_that_is_detached_counts_as_missing_and_its_table_is_put_out_of_the_way(
+    ready: str, tmp_path: Path
+) -> None:
+    [(name,)] = execute(ready, "SELECT 'spans_p' || to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')")
+    execute(ready, f"ALTER TABLE otel.spans DETACH PARTITION otel.{name}")
+    found = checked(tmp_path, OTEL_PG_EXPORTER_DSN=as_role("otel_writer", ready), status=1)["partitions"]
+    assert found["message"].startswith(f"table {name} is no partition of spans, but has the name of one")
+    execute(ready, found["remedy"])
+    again = checked(tmp_path, OTEL_PG_EXPORTER_DSN=ready)["partitions"]
+    assert again["message"] == "today's and those of the next 7 days are there"
+
+
 def test_a_role_that_may_not_use_the_schema_hears_so_beside_all_other_findings(ready: str, tmp_path: Path) -> None:
     writer = as_role("otel_writer", ready)
     execute(ready, "REVOKE USAGE ON SCHEMA otel FROM otel_writer")
