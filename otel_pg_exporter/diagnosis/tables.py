@@ -133,7 +133,7 @@ def _dead_letters(database: Database) -> Iterator[Finding]:
     if count:
         yield warning(
             "dead letters",
-            f"{count:,} items were refused",
+            f"{'1 item was' if count == 1 else f'{count:,} items were'} refused",
             "otel-pg-exporter dead-letters list --summary tells why; `dead-letters replay` stores them after all",
         )
     else:

@@ -183,7 +183,7 @@ def test_dead_letters_long_locks_and_prepared_work_are_told(ready: str, tmp_path
         found = checked(tmp_path, OTEL_PG_EXPORTER_DSN=ready)
         holder.rollback()
         waiting_thread.join()
-    assert found["dead letters"]["message"] == "1 items were refused"
+    assert found["dead letters"]["message"] == "1 item was refused"
     assert f"waits for AccessShareLock on traces, held up by {pid}" in found["locks"]["message"]
 
 
