@@ -94,6 +94,10 @@ def test_the_help_without_a_command_lists_the_commands() -> None:
             ["serve", "--grpc-endpoint", "127.0.0.1:4317", "--http-endpoint", "127.0.0.1:4317"],
             "--grpc-endpoint and --http-endpoint are both 127.0.0.1:4317: each needs a port of its own",
         ),
+        (
+            ["serve", "--grpc-endpoint", f"{UNREACHABLE}:4317", "--http-endpoint", f"{UNREACHABLE}:4317"],
+            "are both postgresql://***@127.0.0.1:1/otel:4317",
+        ),
         (["serve", UNREACHABLE], "unknown argument postgresql://***@127.0.0.1:1/otel"),
         (["serve", f"--dns={UNREACHABLE}"], "unknown argument --dns, did you mean --dsn?"),
         (["host=db password=s3cret"], "invalid choice: 'host=db password=***"),
@@ -116,6 +120,10 @@ def test_the_help_without_a_command_lists_the_commands() -> None:
 )
 def test_a_wrong_command_line_gets_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
     assert message in refused(*arguments, status=2)
+
+
+def test_any_free_port_may_be_asked_for_several_times() -> None:
+    assert run("config", "show", "--grpc-endpoint", "[::1]:0", "--http-endpoint", "[::1]:0").returncode == 0
 
 
 def test_a_wrong_variable_is_named() -> None:

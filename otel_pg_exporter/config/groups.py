@@ -298,8 +298,10 @@ class ServeSettings:
             "--metrics-endpoint": self.monitoring.metrics_endpoint,
         }
         for (one, endpoint), (other, same) in itertools.combinations(endpoints.items(), 2):
-            if endpoint == same and re.search(r":0*[1-9]", endpoint):
-                raise ConfigurationError(f"{one} and {other} are both {endpoint}: each needs a port of its own")
+            if endpoint == same and re.search(r":0*[1-9][0-9]*$", endpoint):
+                raise ConfigurationError(
+                    f"{one} and {other} are both {redacted(endpoint)}: each needs a port of its own"
+                )
         security = self.security
         if (security.tls_cert is None) != (security.tls_key is None):
             raise ConfigurationError("--tls-cert and --tls-key belong together: one of them is missing")
