@@ -29,6 +29,7 @@ from otel_pg_exporter.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
     EmbeddedServerError,
+    OutageError,
     SchemaError,
     StartupError,
 )
@@ -264,6 +265,21 @@ def test_a_job_that_fails_is_run_again_and_does_not_end_the_others(
     assert caplog.text.count("buggy failed unexpectedly") == 1
     assert "ZeroDivisionError" in caplog.text
     assert new_threads() == set()
+
+
+def test_a_job_s_failures_of_another_kind_are_told_too_with_what_to_do_about_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    errors = [OutageError("no connection", remedy="chmod the passfile"), DatabaseUnavailableError("the clocks differ")]
+    told = iter(errors)
+
+    def run() -> None:
+        raise next(told, errors[1])
+
+    ticker = Ticker([Job(name="job", interval=0.001, run=run)])
+    wait_until(lambda: "the clocks differ" in caplog.text)
+    ticker.stop()
+    assert caplog.messages == ["job: no connection; chmod the passfile", "job: the clocks differ"]
 
 
 def test_jobs_run_at_their_own_intervals() -> None:

@@ -73,6 +73,6 @@ class Ticker:
         except ExporterError as exc:
             if not self._stopping.is_set():
                 level = logging.WARNING if isinstance(exc, DatabaseUnavailableError) else logging.ERROR
-                self._notices.log(level, job.name, f"{job.name}: {exc}")
+                self._notices.log(level, f"{job.name}: {type(exc).__name__}", f"{job.name}: {exc.with_remedy}")
         except Exception as exc:  # noqa: BLE001 - a bug in one job must not end the others
             self._notices.log(logging.CRITICAL, job.name, f"{job.name} failed unexpectedly", exc_info=exc)

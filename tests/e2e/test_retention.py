@@ -126,7 +126,8 @@ def test_rounds_beside_the_requests_log_what_they_removed_and_keep_the_score(
             assert rounds.expired.partitions == 2
             assert [each for each in caplog.messages if each.startswith("retention: dropped spans_p")]
             owner.execute("REVOKE EXECUTE ON FUNCTION prune_expired(text, int4) FROM otel_writer")
-            wait_until(lambda: rounds._ticker._notices._last.get("retention", (0, 0))[1])  # failures after the first
+            kind = "retention: DeploymentError"
+            wait_until(lambda: rounds._ticker._notices._last.get(kind, (0, 0))[1])  # failures after the first
             assert len([each for each in caplog.messages if "permission denied" in each]) == 1
         finally:
             rounds.stop(5)
