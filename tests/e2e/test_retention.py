@@ -133,6 +133,25 @@ def test_rounds_beside_the_requests_log_what_they_removed_and_keep_the_score(
             rounds.stop(5)
 
 
+def test_nothing_is_removed_before_the_settings_retention_is_in_force(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    longer = RetentionSettings(retention_spans=30 * 86_400, retention_logs=30 * 86_400)
+    database = ServedDatabase(served(dsn, migrate=True, retention=longer), mapping.load(), Statistics())
+    database.connect()
+    with open_connection(dsn) as owner, contextlib.closing(database.connections):
+        ensure_partitions(owner, "otel", [minute_of(today()) // 1440 - 9])
+        owner.execute("UPDATE retention SET keep = '7 days'")
+        rounds = RetentionRounds(database, interval=0.1, first=0)
+        try:
+            wait_until(lambda: "retention: nothing is removed before the tables are prepared" in caplog.messages)
+            database.prepare()
+            wait_until(lambda: rounds.succeeded)
+            assert rounds.expired.partitions == 0
+        finally:
+            rounds.stop(5)
+
+
 def test_what_was_removed_shows_before_the_round_is_over(dsn: str) -> None:
     settings = served(as_role("otel_writer", dsn), retention=RetentionSettings())
     database = ServedDatabase(settings, mapping.load(), Statistics())
