@@ -4,6 +4,7 @@ Rows arrive as binary COPY tuples. A field of such a tuple and an element of a b
 then bytes), so the bytes that COPY would send also feed `INSERT … SELECT FROM unnest(…)`: one encoding, all ways in.
 """
 
+import math
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -128,6 +129,7 @@ def begin(settings: DatabaseSettings) -> sql.Composed:
         "lock_timeout": _milliseconds(settings.lock_timeout),
         "idle_in_transaction_session_timeout": _milliseconds(settings.statement_timeout),
     }
+    limits |= _keepalives(settings.statement_timeout)
     if settings.synchronous_commit != "server":
         limits["synchronous_commit"] = settings.synchronous_commit
     # The level is said in full, since the user's default is made for other work; READ WRITE is not, since a server that
@@ -135,6 +137,21 @@ def begin(settings: DatabaseSettings) -> sql.Composed:
     parts: list[sql.Composable] = [sql.SQL("BEGIN ISOLATION LEVEL READ COMMITTED")]
     parts += [sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(name), value) for name, value in limits.items()]
     return sql.SQL("; ").join(parts)
+
+
+def _keepalives(seconds: float) -> dict[str, str]:
+    """Return the settings by which PostgreSQL ends a session within `seconds` whose client is cut off.
+
+    While it waits for the data of a COPY it heeds no time-out, so all that the session has locked would stay so for as
+    long as TCP hopes: two hours, where nobody said otherwise. On a Unix socket they mean nothing.
+    """
+    probes = 3
+    wait = min(60, math.ceil(seconds / (2 * probes)))
+    return {
+        "tcp_keepalives_idle": str(probes * wait),
+        "tcp_keepalives_interval": str(wait),
+        "tcp_keepalives_count": str(probes),
+    }
 
 
 def _milliseconds(seconds: float) -> str:

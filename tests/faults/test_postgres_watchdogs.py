@@ -13,6 +13,7 @@ from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.errors import DatabaseUnavailableError, OutageError
 from otel_pg_exporter.postgres.connection import Connections
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
+from otel_pg_exporter.postgres.statements import begin
 from tests.faults.conftest import Receive
 from tests.faults.judge import judge
 from tests.faults.load import Ledger, load
@@ -76,6 +77,21 @@ def test_a_commit_that_is_not_answered_is_given_up_and_in_doubt(
     assert (outcome.stored, outcome.duplicate) in {(0, 50), (50, 0)}
     assert written.count("spans") == 51
     written.assert_traces_exact()
+
+
+def test_postgresql_asks_within_a_statements_time_whether_a_writers_machine_is_there(dsn: str) -> None:
+    limits = begin(DatabaseSettings(statement_timeout=12))
+    with psycopg.connect(dsn, autocommit=True) as connection:
+
+        def asked() -> list[str]:
+            names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count")
+            return [connection.execute(f"SHOW {name}".encode()).fetchall()[0][0] for name in names]
+
+        before = asked()
+        connection.execute(limits)
+        assert asked() == ["6", "2", "3"]
+        connection.execute("ROLLBACK")
+        assert asked() == before
 
 
 # What PostgreSQL suffers, until the context ends: then it is ready again.
