@@ -3,6 +3,7 @@
 import logging
 import random
 
+from otel_pg_exporter.errors import OutageError
 from otel_pg_exporter.monitoring.groups import Expired
 from otel_pg_exporter.pipeline.ticker import Job, Ticker
 from otel_pg_exporter.postgres.retention import Removed, Retention
@@ -21,7 +22,8 @@ class RetentionRounds:
     """Removes what is expired, now and then."""
 
     def __init__(self, database: Database, *, interval: float = _INTERVAL, first: float = _FIRST) -> None:
-        """Start."""
+        """Start; the database is prepared, or will be by one of its jobs."""
+        self._database = database
         self.expired = Expired(partitions=0, rows=0)
         """How much was removed so far; changed by the rounds' thread alone."""
         self._retention = Retention(database.borrow, lambda: database.settings)
@@ -42,6 +44,8 @@ class RetentionRounds:
         self._ticker.stop(timeout)
 
     def _run(self) -> None:
+        if not self._database.prepared:  # what the settings say of retention may not be in force yet
+            raise OutageError("nothing is removed before the tables are prepared")
         before, done = self.expired, Removed()
 
         def note(removed: Removed) -> None:
