@@ -219,7 +219,7 @@ def test_the_units_folder_is_its_own_and_not_that_of_roots_postgresql_or_spool()
     text = UNIT.read_text(encoding="utf-8")
     [folder] = re.findall(r"^StateDirectory=(\S+)$", text, re.MULTILINE)
     assert f"_SPOOL_DIR=%S/{folder}/" in text
-    for file in ("postgres/embedded.py", "pipeline/spool_folder.py"):
+    for file in ("postgres/embedded_folder.py", "pipeline/spool_folder.py"):
         code = (ROOT / "otel_pg_exporter" / file).read_text(encoding="utf-8")
         assert f'"/var/lib/{folder}"' not in code
         assert '"/var/lib/otel-pg-exporter' in code
