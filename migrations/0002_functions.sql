@@ -1,3 +1,4 @@
+-- Repeatable: nothing but functions and views, which `migrate` makes again where one of them is gone.
 -- Functions for the write path, for partitions, and for people.
 
 CREATE FUNCTION merge_service_names(a text[], b text[]) RETURNS text[]

@@ -1,3 +1,4 @@
+-- Repeatable: nothing but functions and views, which `migrate` makes again where one of them is gone.
 -- Views for people and dashboards, and functions for a range of time where a view cannot be narrowed well. Conditions on
 -- start_time or time prune partitions; conditions on start_minute or time_minute use the indexes.
 
@@ -11,6 +12,7 @@ DECLARE
     span_columns text;
     log_columns text;
     sums text;
+    traces_exact text;
 BEGIN
     -- lz4 where the server has it (14 and newer, if built so): prompts and stack traces compress several times faster.
     IF EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)) THEN
@@ -36,7 +38,7 @@ BEGIN
         FROM pg_attribute WHERE attrelid = 'traces'::regclass AND NOT attisdropped
             AND attnum > (SELECT attnum FROM pg_attribute WHERE attrelid = 'traces'::regclass AND attname = 'service_names');
 
-    EXECUTE format($view$
+    traces_exact := format($view$
         CREATE OR REPLACE VIEW traces_exact AS
         SELECT s.trace_id,
             min(s.start_time) AS start_time,
@@ -56,6 +58,13 @@ BEGIN
         FROM spans AS s
         GROUP BY s.trace_id
     $view$, sums);
+    BEGIN
+        EXECUTE traces_exact;
+    EXCEPTION WHEN invalid_table_definition THEN
+        -- A column of traces was dropped and came back: it is the last one now, and a view's cannot change places.
+        DROP VIEW traces_exact;
+        EXECUTE traces_exact;
+    END;
     COMMENT ON VIEW traces_exact IS
         'What traces must hold, computed from spans: reads all of them. `EXCEPT` of the two is empty.';
 

@@ -1,3 +1,4 @@
+-- Repeatable: nothing but functions and views, which `migrate` makes again where one of them is gone.
 -- Retention: functions that enforce what the table `retention` says, and nothing else, so that the writer may call them.
 -- Whatever it passes, and whatever it has changed in rows that it may change, no span or log record goes that is younger
 -- than the policy says. Each call does a bounded piece of work; otel_pg_exporter/postgres/retention.py calls them.

@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
     from otel_pg_exporter.postgres import retention_policy
     from otel_pg_exporter.postgres.connection import connect
     from otel_pg_exporter.postgres.dsn import mask_dsn
-    from otel_pg_exporter.postgres.migrate import check, migrate, render
+    from otel_pg_exporter.postgres.migrate import check, check_objects, migrate, render
     from otel_pg_exporter.postgres.roles import Roles
 
     database = settings.database
@@ -71,6 +71,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.check:
         with connect(database) as connection:
             check(connection, database.schema, columns)
+            check_objects(connection, database.schema, columns)
         print_lines([f"{where} is up to date"])
         return 0
     with progress("", form="migrate: {desc} {elapsed}") as bar:

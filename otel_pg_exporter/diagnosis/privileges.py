@@ -106,7 +106,7 @@ def _has(database: Database, right: _Right) -> bool:
         return bool(database.value("SELECT has_schema_privilege(%s, %s)", database.schema, right.name))
     name = f"{identifier(database.schema)}.{right.object}"
     if right.kind == "FUNCTION ":
-        return bool(database.value("SELECT has_function_privilege(%s, %s)", name, right.name))
+        return bool(database.value("SELECT has_function_privilege(to_regprocedure(%s), %s)", name, right.name))
     if not right.columns:
         return bool(database.value("SELECT has_table_privilege(%s, %s)", name, right.name))
     return bool(

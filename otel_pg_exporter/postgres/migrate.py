@@ -4,14 +4,10 @@ A transaction that holds an advisory lock leaves nothing behind when it dies, an
 once: one migrates, the others wait and find nothing to do.
 """
 
-import hashlib
-import re
 import shlex
 import threading
 from collections.abc import Callable
 from collections.abc import Mapping as Dictionary
-from dataclasses import dataclass
-from importlib import resources
 from typing import Any, NamedTuple
 
 import psycopg
@@ -21,6 +17,7 @@ from otel_pg_exporter.config import DatabaseSettings
 from otel_pg_exporter.errors import DatabaseUnavailableError, SchemaError
 from otel_pg_exporter.mapping import Mapping
 from otel_pg_exporter.postgres.columns import (
+    MappedColumn,
     add_columns,
     comment_columns,
     existing_columns,
@@ -30,6 +27,7 @@ from otel_pg_exporter.postgres.columns import (
     missing_columns,
 )
 from otel_pg_exporter.postgres.connection import Connection, connect
+from otel_pg_exporter.postgres.migration_files import Migration, bundled, lost_objects
 from otel_pg_exporter.postgres.roles import Roles
 from otel_pg_exporter.postgres.sqlstate import READ_ONLY
 
@@ -42,7 +40,6 @@ _LOCK_TIMEOUT = 1.0  # seconds
 _PAUSE = 0.5  # seconds between attempts, for the writers that queued up
 
 _MAX_IDENTIFIER = 63  # bytes; PostgreSQL cuts longer ones, and finds them no more
-_FILE = re.compile(r"(\d{4})_\w+\.sql")
 _TABLES = frozenset(
     {
         "dead_letters",
@@ -58,32 +55,6 @@ _TABLES = frozenset(
 _READ_ONLY = (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported)  # the latter by a standby
 _TAKEN = (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateFunction, psycopg.errors.DuplicateObject)
 _SETTINGS = "SET LOCAL standard_conforming_strings = on;\nSET LOCAL client_min_messages = warning;"
-_PLACEHOLDER = re.compile(r"(?<!:):(schema|promoted_columns)\b")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Migration:
-    """One numbered SQL file, its placeholders not yet filled in."""
-
-    version: int
-    name: str
-    text: str
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256 of the file, in hex."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
-    def statements(self, schema: str, mapping: Mapping) -> str:
-        """Fill in the placeholders, and add the entry in schema_migrations."""
-        values = {
-            "schema": identifier(schema),
-            "promoted_columns": "".join(f"{each};\n" for each in add_columns(mapped_columns(mapping))),
-        }
-        return _PLACEHOLDER.sub(lambda match: values[match[1]], self.text) + (
-            f"\nINSERT INTO {identifier(schema)}.schema_migrations (version, name, checksum)"
-            f" VALUES ({self.version}, {literal(self.name)}, {literal(self.checksum)});\n"
-        )
 
 
 class _Applied(NamedTuple):
@@ -91,21 +62,10 @@ class _Applied(NamedTuple):
     checksum: str
 
 
-def bundled() -> list[Migration]:
-    """Read the package's migrations, in order."""
-    found = [
-        # Text mode: a checkout with CRLF must not look like a changed file.
-        Migration(version=int(match[1]), name=entry.name, text=entry.read_text(encoding="utf-8"))
-        for entry in resources.files("otel_pg_exporter.migrations").iterdir()
-        if (match := _FILE.fullmatch(entry.name))
-    ]
-    return sorted(found, key=lambda migration: migration.version)
-
-
 def migrate(
     settings: DatabaseSettings, mapping: Mapping, roles: Roles | None = None, *, report: Report = lambda _step: None
 ) -> list[str]:
-    """Create or update the tables; return the names of the roles, files and columns that were applied.
+    """Create or update the tables; return the names of the roles, files, columns, functions and views applied.
 
     With `roles`, create those that are missing, hand what is created to the migrator, and grant the rest their rights.
     Any number of processes may call it at once. Columns are added online: the wait for their lock is short, and tried
@@ -151,6 +111,7 @@ def _migrate(
     if encoding != "UTF8":
         raise SchemaError(f"the database's encoding is {encoding}; telemetry needs one with UTF8")
     created = _create_roles(connection, roles, schema) if roles else []
+    _execute(connection, _become_owner(schema))
     _execute(connection, _prologue(schema))
 
     pending = _pending(_applied(connection, schema), schema)
@@ -166,15 +127,29 @@ def _migrate(
         raise SchemaError(f"columns that the migrations made are gone: {', '.join(lost)}; restore the tables")
     for statement in add_columns(added):
         _execute(connection, statement)
-    if added:
+    restored = lost_objects(connection, schema)
+    if restored:
+        report("functions and views")
+        for statements in (each.repetition(schema, mapping) for each in bundled() if each.repeatable):
+            _execute(connection, statements)
+    elif added:
         _execute(connection, "SELECT follow_promoted_columns()")
+    _comment_columns(connection, schema, columns)
+    if roles:
+        _execute(connection, roles.grants(schema))
+    return [
+        *created,
+        *(each.name for each in pending),
+        *(f"column {each.table}.{each.name}" for each in added),
+        *restored,
+    ]
+
+
+def _comment_columns(connection: Connection, schema: str, columns: list[MappedColumn]) -> None:
     existing = existing_columns(connection, schema)
     outdated = [each for each in columns if existing[each.table, each.name].comment != each.comment]
     for statement in comment_columns(outdated):
         _execute(connection, statement)
-    if roles:
-        _execute(connection, roles.grants(schema))
-    return created + [each.name for each in pending] + [f"column {each.table}.{each.name}" for each in added]
 
 
 def _create_roles(connection: Connection, roles: Roles, schema: str) -> list[str]:
@@ -247,6 +222,21 @@ def check(connection: Connection, schema: str, mapping: Mapping) -> None:
         )
 
 
+def check_objects(connection: Connection, schema: str, mapping: Mapping) -> None:
+    """Raise SchemaError where functions or views of a schema that `check` is content with are gone.
+
+    Rows can be stored without most of them. Changes nothing.
+    """
+    try:
+        lost = lost_objects(connection, schema)
+    except psycopg.Error as exc:
+        raise _translated(exc, schema) from exc
+    if lost:
+        raise SchemaError(
+            f"schema {schema} lacks what the migrations made: {', '.join(lost)}; {_remedy(schema, mapping)}"
+        )
+
+
 def _refuse_lost_tables(connection: Connection, schema: str) -> None:
     found = connection.execute(
         "SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = %s",
@@ -271,6 +261,20 @@ def _remedy(schema: str, mapping: Mapping) -> str:
 
 def _lock(schema: str) -> str:
     return f"SELECT pg_advisory_xact_lock(hashtextextended({literal('otel-pg-exporter migrate ' + schema)}, 0))"
+
+
+def _become_owner(schema: str) -> str:
+    """Go on as the owner of tables that exist, if this role may: what is added is to be the owner's, too.
+
+    It was the owner who set the default privileges, by which readers read what comes later.
+    """
+    return (
+        "SELECT set_config('role', pg_get_userbyid(c.relowner), true)"
+        " FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+        f" WHERE n.nspname = {literal(schema)} AND c.relname = 'schema_migrations'"
+        " AND pg_get_userbyid(c.relowner) <> current_user AND pg_has_role("
+        "c.relowner, CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)"
+    )
 
 
 def _prologue(schema: str) -> str:

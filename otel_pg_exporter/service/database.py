@@ -17,7 +17,7 @@ from otel_pg_exporter.postgres import partitions, retention_policy
 from otel_pg_exporter.postgres.connection import Connection, Connections, connect, watchdog
 from otel_pg_exporter.postgres.dsn import target_of
 from otel_pg_exporter.postgres.embedded import EmbeddedServer, default_data_dir
-from otel_pg_exporter.postgres.migrate import check, migrate
+from otel_pg_exporter.postgres.migrate import check, check_objects, migrate
 from otel_pg_exporter.postgres.roles import reader_instead
 from otel_pg_exporter.postgres.sqlstate import unavailable
 from otel_pg_exporter.postgres.writer import Writer
@@ -101,6 +101,10 @@ class Database:
         with connect(settings) as connection, watchdog(connection, settings.statement_timeout + STATEMENT_MARGIN):
             self.version = connection.info.parameter_status("server_version") or "of unknown version"
             check(connection, settings.schema, self._mapping)
+            try:
+                check_objects(connection, settings.schema, self._mapping)
+            except SchemaError as exc:  # no reason not to receive
+                _logger.warning("%s", exc)
             try:
                 self.reader_instead = reader_instead(connection, settings.schema)
             except psycopg.Error as exc:

@@ -111,6 +111,18 @@ def test_tables_that_are_missing_or_old_are_a_problem_with_the_command_that_make
     assert old["remedy"].startswith("run `otel-pg-exporter migrate` with the same DSN")
 
 
+def test_views_that_are_gone_are_named_and_the_command_makes_them_again(ready: str, tmp_path: Path) -> None:
+    execute(ready, "ALTER TABLE otel.spans DROP COLUMN gen_ai_request_model CASCADE")
+    execute(ready, "ALTER TABLE otel.spans ADD COLUMN gen_ai_request_model text")
+    found = checked(tmp_path, OTEL_PG_EXPORTER_DSN=as_role("otel_writer", ready))["tables"]
+    what = "schema otel lacks what the migrations made: view span_details, view genai_usage, function genai_usage"
+    assert (found["grade"], found["message"]) == ("warning", what)
+    done = run("migrate", "--check", OTEL_PG_EXPORTER_DSN=ready)
+    assert (done.returncode, what in done.stderr) == (1, True)
+    assert "applied view genai_usage" in run("migrate", OTEL_PG_EXPORTER_DSN=ready).stdout
+    assert checked(tmp_path, OTEL_PG_EXPORTER_DSN=ready)["tables"]["grade"] == "ok"
+
+
 def test_a_default_partition_that_is_detached_is_attached_by_the_sql_that_it_names(ready: str, tmp_path: Path) -> None:
     execute(ready, "ALTER TABLE otel.logs DETACH PARTITION otel.logs_default")
     default = checked(tmp_path, OTEL_PG_EXPORTER_DSN=as_role("otel_writer", ready), status=1)["DEFAULT partition"]

@@ -16,8 +16,10 @@ from otel_pg_exporter.errors import SchemaError
 from otel_pg_exporter.mapping import Mapping
 from otel_pg_exporter.model import Table
 from otel_pg_exporter.postgres.embedded import EmbeddedServer
-from otel_pg_exporter.postgres.migrate import bundled, check, migrate, render
+from otel_pg_exporter.postgres.migrate import check, check_objects, migrate, render
+from otel_pg_exporter.postgres.migration_files import bundled
 from otel_pg_exporter.postgres.partitions import ensure_partitions
+from otel_pg_exporter.postgres.roles import Roles
 from tests.postgres.samples import (
     NOON,
     Connection,
@@ -30,7 +32,7 @@ from tests.postgres.samples import (
     partitions,
     span,
 )
-from tests.support import wait_until
+from tests.support import as_role, wait_until
 
 FILES = [each.name for each in bundled()]
 ODD_NAME = """Otel "x" 'y' \\ :schema"""
@@ -357,6 +359,53 @@ def test_a_migration_that_changed_after_it_was_applied_is_named(
     ):
         with pytest.raises(SchemaError, match=rf"{FILES[1]} of schema otel differs .*deadbeef in the database"):
             call()
+
+
+def test_every_function_and_view_that_is_gone_is_named_and_made_again_as_it_was(
+    dsn: str, connection: Connection, bundled_mapping: Mapping
+) -> None:
+    before = catalog(connection, "otel")
+    objects = fetch(
+        connection,
+        "SELECT 'view ' || relname, 'VIEW ' || oid::regclass::text FROM pg_class"
+        " WHERE relkind = 'v' AND relnamespace = 'otel'::regnamespace UNION ALL"
+        " SELECT 'function ' || proname, 'FUNCTION ' || oid::regprocedure::text FROM pg_proc"
+        " WHERE pronamespace = 'otel'::regnamespace",
+    )
+    assert sorted(name for name, _ in objects) == sorted(name for file in bundled() for name in file.made)
+    for _, statement in objects:
+        kind, _, name = statement.partition(" ")
+        connection.execute(f"DROP {kind} IF EXISTS {name} CASCADE".encode())
+    check(connection, "otel", bundled_mapping)
+    with pytest.raises(SchemaError, match=r"lacks .*function trace_tree, .*view grafana_logs.*; run `otel-pg-exporter"):
+        check_objects(connection, "otel", bundled_mapping)
+    assert sorted(migrate(DatabaseSettings(dsn=dsn), bundled_mapping, Roles())) == sorted(name for name, _ in objects)
+    check_objects(connection, "otel", bundled_mapping)
+    assert catalog(connection, "otel") == before
+    assert migrate(DatabaseSettings(dsn=dsn), bundled_mapping) == []
+
+
+def test_what_goes_with_a_promoted_column_comes_back_with_it_as_its_owners_for_its_readers(
+    dsn: str, connection: Connection, bundled_mapping: Mapping
+) -> None:
+    insert_traces(connection, span(1, gen_ai_request_model="x", gen_ai_input_tokens=3))
+    connection.execute("ALTER TABLE spans DROP COLUMN gen_ai_request_model CASCADE")
+    connection.execute("ALTER TABLE traces DROP COLUMN gen_ai_input_tokens")
+    assert migrate(DatabaseSettings(dsn=dsn), bundled_mapping) == [
+        "column spans.gen_ai_request_model",
+        "column traces.gen_ai_input_tokens",
+        "view span_details",
+        "view genai_usage",
+        "function genai_usage",
+    ]
+    query = "SELECT pg_get_userbyid(relowner), count(*) FROM pg_class WHERE relkind = 'v'"
+    assert len(fetch(connection, query + " AND relnamespace = 'otel'::regnamespace GROUP BY 1")) == 1
+    assert fetch(connection, "SELECT gen_ai_input_tokens FROM traces_exact") == [(3,)]
+    connection.execute("DELETE FROM traces")
+    connection.execute("INSERT INTO traces SELECT * FROM traces_exact")
+    with open_connection(as_role("otel_reader", dsn)) as reader:
+        assert fetch(reader, "SELECT gen_ai_request_model FROM span_details") == [(None,)]
+        assert fetch(reader, "SELECT * FROM genai_usage") == fetch(reader, "SELECT * FROM genai_usage('-infinity')")
 
 
 def test_a_column_that_somebody_dropped_is_named(dsn: str, connection: Connection, bundled_mapping: Mapping) -> None:

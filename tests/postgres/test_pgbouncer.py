@@ -13,7 +13,8 @@ from otel_pg_exporter.config import DatabaseSettings, ServeSettings
 from otel_pg_exporter.errors import OutageError
 from otel_pg_exporter.postgres.connection import Connections, connect
 from otel_pg_exporter.postgres.dead_letters import DeadLetters, Selection
-from otel_pg_exporter.postgres.migrate import bundled, check, migrate
+from otel_pg_exporter.postgres.migrate import check, migrate
+from otel_pg_exporter.postgres.migration_files import bundled
 from otel_pg_exporter.postgres.replay import Progress, Replay
 from otel_pg_exporter.postgres.verify import Verification
 from tests.pgbouncer import PgBouncer
