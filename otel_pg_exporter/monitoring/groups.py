@@ -245,6 +245,13 @@ SPOOL: Group[SpoolReading] = Group(
             one(lambda spool: spool.level.bytes),
         ),
         instrument(
+            f"{_P}.spool.takes_requests",
+            Kind.GAUGE,
+            "1",
+            "1 while it takes requests; 0 when it is full, its disk fails, or its file was deleted or moved.",
+            one(lambda spool: int(spool.takes)),
+        ),
+        instrument(
             f"{_P}.spool.limit",
             Kind.UP_DOWN_COUNTER,
             "By",

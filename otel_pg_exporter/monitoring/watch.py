@@ -31,7 +31,7 @@ class SpoolReading:
 
     level: SpoolLevel
     max_bytes: int
-    takes: bool  # it has taken the last requests that came to it, or something has left it since
+    takes: bool  # there was room of late, and its file is where it was made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,7 @@ class Watch:
         if (failing or not up) and not spool_takes:
             items = " and ".join(signal.items for signal in failing)
             reasons.append(f"PostgreSQL does not take {items}" if up else "PostgreSQL does not answer")
-            reasons.append("there is no spool" if self._spool is None else "the spool is full, or its disk fails")
+            reasons.append(_why_not(self._spool))
         return Condition(
             ready=not reasons,
             state=STARTING if self._tell is None else SERVING,
@@ -157,6 +157,12 @@ class Watch:
         except OverloadedError:
             pass  # it has logged why
         return None
+
+
+def _why_not(spool: Spool | None) -> str:
+    if spool is None:
+        return "there is no spool"
+    return "the spool was deleted or moved" if spool.lost else "the spool is full, or its disk fails"
 
 
 def _log_change(old: Condition, new: Condition) -> None:

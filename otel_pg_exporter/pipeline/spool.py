@@ -2,7 +2,8 @@
 
 `append` returns when the request is fsynced; those that come together share one fsync. A file that is damaged is set
 aside, under another name beside the new one, and what can be read of it is kept. A reserve of disk space lies beside
-it, too: SQLite needs some to remove what has filled the disk.
+it, too: SQLite needs some to remove what has filled the disk. A file that somebody deletes or moves takes no more: it
+lives, without a name, for as long as it is open, and until then can be emptied.
 """
 
 import contextlib
@@ -48,8 +49,9 @@ class Spool:
         self._reserve = folder / _RESERVE_NAME
         self.max_bytes = max_bytes
         """How many bytes of requests it may hold."""
-        self.takes = True
-        """Whether one of the last requests that came together was taken, or something has left it since."""
+        self.lost = False
+        """Whether its file was found deleted or moved when it was last used."""
+        self._has_room = True  # it took one of the last requests that came together, or something has left it since
         self._lock = threading.Lock()
         self._waiting: deque[tuple[SpoolRecord, Future[bool]]] = deque()
         self._notices = RateLimitedLogger(_logger)
@@ -70,9 +72,10 @@ class Spool:
             level = SpoolLevel()
             with contextlib.suppress(OSError, OverloadedError):  # the latter is logged already, or closed
                 level = self._with_file(_close)
-                self._reserve.unlink(missing_ok=True)
-                if not level.requests:
-                    _unlink(self._path)
+                if not self.lost:  # else what lies there is none of ours
+                    self._reserve.unlink(missing_ok=True)
+                    if not level.requests:
+                        _unlink(self._path)
             self._closed = True
             return level
 
@@ -80,6 +83,11 @@ class Spool:
     def folder(self) -> Path:
         """Where it lies."""
         return self._path.parent
+
+    @property
+    def takes(self) -> bool:
+        """Whether the next request has a good chance: there was room of late, and the file is not lost."""
+        return self._has_room and not self.lost
 
     @property
     def level(self) -> SpoolLevel:
@@ -93,7 +101,7 @@ class Spool:
     def append(self, record: SpoolRecord) -> bool:
         """Return True once the request is fsynced; False if it was in the spool already, and is no second time.
 
-        Raises OverloadedError when the spool is full or cannot be written.
+        Raises OverloadedError when the spool is full or lost, or cannot be written.
         """
         answer: Future[bool] = Future()
         self._waiting.append((record, answer))
@@ -118,7 +126,7 @@ class Spool:
                 moved = [each for each in found if each.record is not None]
                 if sum(each.record.size for each in moved if each.record) > self.max_bytes - self.level.bytes:
                     return items
-                items += self._run(lambda file, moved=moved: _add_all(file, moved))  # type: ignore[misc] # mypy infers no default
+                items += self._run(lambda file, moved=moved: self._adopted(file, moved))  # type: ignore[misc] # mypy infers no default
                 other.remove([each.id for each in moved])
         except OverloadedError:  # logged already; what was not moved stays where it is, too
             return items
@@ -152,7 +160,7 @@ class Spool:
     def remove(self, ids: Collection[int]) -> None:
         """Forget requests; an emptied file gives its disk space back."""
         self._change(lambda file: file.remove(ids))
-        self.takes = True
+        self._has_room = True
         with contextlib.suppress(OverloadedError):  # logged already; the requests are gone all the same
             while self._run(lambda file: file.shrink()) and not self._waiting:
                 pass
@@ -165,6 +173,7 @@ class Spool:
         taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
 
         def add(file: SpoolFile) -> list[bool | OverloadedError]:
+            self._refuse_if_lost()
             with file.transaction():
                 return [self._full(file, record) or file.add(record) for record, _ in taken]
 
@@ -172,7 +181,7 @@ class Spool:
             outcomes: list[bool | BaseException] = [*self._with_file(add)]
         except BaseException as exc:  # noqa: BLE001 - whatever it is: the others wait, and each raises it
             outcomes = [exc] * len(taken)
-        self.takes = any(isinstance(outcome, bool) for outcome in outcomes)
+        self._has_room = any(isinstance(outcome, bool) for outcome in outcomes)
         while taken:  # no name is to stay for an error, nor for its request, as in `append`
             _tell(taken.pop()[1], outcomes.pop())
 
@@ -182,6 +191,27 @@ class Spool:
         what = f"the spool is full: {file.bytes:,} of {self.max_bytes:,} bytes; {record.item_count:,} items refused"
         self._notices.log(logging.ERROR, "full", what)
         return OverloadedError(what)
+
+    def _adopted(self, file: SpoolFile, moved: list[StoredRecord]) -> Counter[Signal]:
+        self._refuse_if_lost()
+        return _add_all(file, moved)
+
+    def _refuse_if_lost(self) -> None:
+        if self.lost:
+            raise OverloadedError(f"the spool {self._path} was deleted or moved while it was in use")
+
+    def _notice_loss(self, file: SpoolFile) -> None:
+        """Look whether the file is where the next process will look for it, and say once when it is not."""
+        lost, self.lost = self.lost, not file.in_place
+        if self.lost and not lost:
+            _logger.error(
+                "the spool %s was deleted or moved while it was in use, so it takes no more requests; the %s items in"
+                " it are written as soon as PostgreSQL takes them, but are lost if this process ends before: wait for"
+                " that, then restart it, or move the file and its -wal back",
+                self._path, f"{file.level.items:,}",
+            )  # fmt: skip
+        elif lost and not self.lost:
+            _logger.info("the spool %s is back, and takes requests again", self._path)
 
     def _change(self, change: Callable[[SpoolFile], None]) -> None:
         def run(file: SpoolFile) -> None:
@@ -206,6 +236,7 @@ class Spool:
             raise OverloadedError("the spool is closed")
         try:
             file = self._file = self._file or self._open()
+            self._notice_loss(file)
             try:
                 return operation(file)
             except sqlite3.DatabaseError as exc:

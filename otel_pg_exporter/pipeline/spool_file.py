@@ -139,6 +139,8 @@ class SpoolFile:
             self._figures = Counter(self._sums("TRUE"))
             # Never given twice while the file is open: what is done about an id is done about that request.
             self.last_id = max(last_id, self._figure("SELECT max(id) FROM requests") or 0)
+            # SQLite keeps both for as long as they are open; what is committed may be in the log alone.
+            self._places = {each: _identity(each) for each in (path, path.with_name(f"{path.name}-wal"))}
         except BaseException:
             self._connection.close()
             raise
@@ -146,6 +148,11 @@ class SpoolFile:
     def close(self) -> None:
         """Close the file; what is in the write-ahead log moves into it."""
         self._connection.close()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether who looks for the file and its log by their names would find those that are open."""
+        return all(_identity(path) == opened for path, opened in self._places.items())
 
     @property
     def level(self) -> SpoolLevel:
@@ -308,6 +315,15 @@ class SpoolFile:
             f" FROM requests WHERE {condition}"
         ).fetchall()
         return _figures(*sums)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what no other file has for as long as this one is open; None when there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _connected(path: Path) -> sqlite3.Connection:

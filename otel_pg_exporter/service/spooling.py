@@ -123,7 +123,14 @@ class Spooling:
 
     def _close(self) -> None:
         level = self.spool.close()
-        if level.requests:
+        if level.requests and self.spool.lost:
+            _logger.error(
+                "%s items were in the spool %s still, which was deleted or moved: what is not there at the next start"
+                " is lost",
+                f"{level.items:,}",
+                self._folder.path,
+            )
+        elif level.requests:
             _logger.warning(
                 "%s items stay in the spool %s; the next start with the same settings writes them",
                 f"{level.items:,}",

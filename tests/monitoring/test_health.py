@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,36 @@ def test_with_a_spool_it_stays_ready_until_that_is_full_and_is_again_once_it_is_
             wait_until(lambda: ready(service) and serving(health))
             wait_until(lambda: service.counts().in_spool == 0)
             wait_until(lambda: Scrape(service)("otel_pg_exporter_spool_size_bytes") == 0)
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+def test_a_spool_that_is_deleted_is_noticed_takes_no_more_and_what_is_in_it_is_written_if_it_can_be(
+    dsn: str, proxy: Proxy, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_back: bool
+) -> None:
+    with receiving(
+        proxy.dsn, read_dsn=dsn, spool_dir=tmp_path / "spool", pipeline=PipelineSettings(ack_timeout=1)
+    ) as receiver:
+        service = receiver.service
+        proxy.refuse()
+        assert heard(receiver.client.export(TRACES, trace_body([span(0)]))) == OK
+        shutil.rmtree(tmp_path / "spool")
+        wait_until(lambda: not ready(service))
+        body = ask(service, "/readyz").body
+        assert body["reasons"] == ["PostgreSQL does not answer", "the spool was deleted or moved"]
+        assert (body["spool"]["takes_requests"], body["spool"]["items"]) == (False, 1)
+        assert Scrape(service)("otel_pg_exporter_spool_takes_requests") == 0
+        refused = receiver.client.refused(TRACES, trace_body([span(1)]))
+        assert refused.code is grpc.StatusCode.UNAVAILABLE
+        assert "was deleted or moved while it was in use" in refused.details
+        assert (service.counts().in_spool, service.counts().refused) == (1, 1)
+        if is_back:
+            proxy.up()
+            wait_until(lambda: ready(service) and service.counts().in_spool == 0)
+            assert ask(service, "/readyz").body["spool"]["takes_requests"] is False
+            assert receiver.database.count("spans") == 1
+    said = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR and "deleted" in each.message]
+    assert len(said) == 1 if is_back else len(said) == 2
+    assert is_back or said[-1].startswith("1 items were in the spool ")
 
 
 def _fill_the_spool(receiver: Receiver) -> None:

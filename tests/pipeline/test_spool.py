@@ -2,7 +2,9 @@
 
 import contextlib
 import gc
+import logging
 import random
+import shutil
 import signal as signals
 import sqlite3
 import subprocess
@@ -526,6 +528,91 @@ def test_damage_on_a_full_disk_is_mended_once_there_is_room(tmp_path: Path) -> N
         other.unlink()
         assert len(numbers(spool)) > 390
         assert len(corrupt_files(tmp_path)) == 1
+
+
+# A file that is deleted or moved while it is open.
+
+
+def delete_the_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def delete_the_file(folder: Path) -> None:
+    (folder / FILE_NAME).unlink()
+
+
+def delete_the_log(folder: Path) -> None:
+    (folder / f"{FILE_NAME}-wal").unlink()
+
+
+def move_the_folder(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def put_a_copy_there(folder: Path) -> None:
+    move_the_folder(folder)
+    shutil.copytree(folder.with_name("elsewhere"), folder)
+
+
+LOSSES = [delete_the_folder, delete_the_file, delete_the_log, move_the_folder, put_a_copy_there]
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+@pytest.mark.parametrize("found", ["new", "old"])
+def test_a_file_that_is_deleted_or_moved_takes_no_more_and_can_be_emptied(
+    tmp_path: Path, lose: Callable[[Path], None], found: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    if found == "old":
+        with opened(folder) as spool:
+            spool.append(made(0))
+    with opened(folder) as spool:
+        spool.append(made(0))
+        spool.append(made(1))
+        assert (spool.takes, spool.lost) == (True, False)
+        lose(folder)
+        left = sorted(folder.glob("*"))
+        for number in (1, 2):
+            with pytest.raises(OverloadedError, match=r"spool\.db was deleted or moved while it was in use"):
+                spool.append(made(number))
+        assert (spool.takes, spool.lost) == (False, True)
+        assert numbers(spool) == [0, 1]
+        spool.doubt(to_drain(spool), NOW)
+        spool.remove(to_drain(spool))
+        assert spool.level == SpoolLevel()
+        assert (spool.takes, spool.lost) == (False, True)
+    assert sorted(folder.glob("*")) == left  # whoever put it there
+    [line] = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert "the 3 items in it are written as soon as PostgreSQL takes them, but are lost if this process ends" in line
+
+
+def test_a_loss_is_noticed_by_whoever_looks_at_the_level_and_is_over_when_the_file_is_back(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    with opened(folder) as spool:
+        spool.append(made(0))
+        move_the_folder(folder)
+        assert spool.level.requests == 1
+        assert spool.lost
+        folder.with_name("elsewhere").rename(folder)
+        assert spool.append(made(1))
+        assert (spool.takes, spool.lost) == (True, False)
+    with opened(folder) as spool:
+        assert numbers(spool) == [0, 1]
+
+
+def test_a_lost_spool_adopts_nothing(tmp_path: Path) -> None:
+    for name in ("own", "other"):
+        (tmp_path / name).mkdir()
+    with opened(tmp_path / "own") as own:
+        other = Spool(tmp_path / "other", max_bytes=2**30)
+        other.append(made(0))
+        delete_the_folder(tmp_path / "own")
+        assert own.adopt(other) == Counter()
+        assert own.level == SpoolLevel()
+    with opened(tmp_path / "other") as other:
+        assert numbers(other) == [0]
 
 
 # Another process's spool.
