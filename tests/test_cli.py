@@ -152,7 +152,14 @@ def test_an_unreachable_server_is_reported_without_the_password() -> None:
     error = refused("serve", status=1, OTEL_PG_EXPORTER_DSN=UNREACHABLE)
     assert "password=***" in error
     assert "Connection refused" in error
-    assert "check that the server is up, and what --dsn (OTEL_PG_EXPORTER_DSN) says" in error
+    assert "check that the server is up, that the database and the user exist, and what --dsn" in error
+
+
+@pytest.mark.parametrize("command", ["migrate", "check"])
+def test_a_database_that_does_not_exist_is_among_what_the_hint_says(server: EmbeddedServer, command: str) -> None:
+    done = run(command, OTEL_PG_EXPORTER_DSN=server.url("nowhere"))
+    assert done.returncode == 1
+    assert "that the database and the user exist" in done.stdout + done.stderr
 
 
 def test_an_unreachable_server_is_reported_as_well_where_the_spool_may_not_be_looked_into(tmp_path: Path) -> None:

@@ -59,13 +59,6 @@ examples:
 `eval "$({PROGRAM} completion bash)"` has the shell complete all of it.
 """
 
-# libpq gives no SQLSTATE for an attempt to connect, and words are localised: where no file is known to be to blame, the
-# hint must fit every cause.
-_CHECK_DSN = (
-    "check that the server is up, and what --dsn (OTEL_PG_EXPORTER_DSN) says: host, port, database, user, options, and "
-    "the password (better in ~/.pgpass or PGPASSWORD)"
-)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
@@ -80,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as exc:
         return _fail(exc, status=2)
     except OutageError as exc:
-        return _fail(exc, "" if isinstance(exc, DeploymentError) else exc.remedy or _CHECK_DSN, status=1)
+        from otel_pg_exporter.postgres.libpq import CHECK_DSN
+
+        return _fail(exc, "" if isinstance(exc, DeploymentError) else exc.remedy or CHECK_DSN, status=1)
     except OutputError as exc:
         return 128 + signal.SIGPIPE if exc.unread else _fail(exc, status=1)
     except ExporterError as exc:

@@ -13,7 +13,7 @@ from otel_pg_exporter.diagnosis.tables import table_checks
 from otel_pg_exporter.errors import DatabaseUnavailableError
 from otel_pg_exporter.postgres.connection import connect
 from otel_pg_exporter.postgres.encryption import encryption_is_optional
-from otel_pg_exporter.postgres.libpq import variables
+from otel_pg_exporter.postgres.libpq import CHECK_DSN, variables
 from otel_pg_exporter.service.database import OTHER_CONNECTIONS
 
 _OLDEST, _NEWEST = 13, 18  # major versions of PostgreSQL that the tests know
@@ -28,11 +28,7 @@ def examine_database(settings: ServeSettings, *, own: bool) -> Iterator[Finding]
     try:
         connection = connect(settings.database)
     except DatabaseUnavailableError as exc:
-        yield problem(
-            "connection",
-            str(exc),
-            exc.remedy or "check host, port, database, user and password in --dsn or OTEL_PG_EXPORTER_DSN",
-        )
+        yield problem("connection", str(exc), exc.remedy or CHECK_DSN)
         return
     seconds = time.monotonic() - started
     with closing(connection):

@@ -12,6 +12,13 @@ from psycopg import pq
 _OTHERS = ("PGDATESTYLE", "PGGEQO", "PGLOCALEDIR", "PGSERVICEFILE", "PGSYSCONFDIR", "PGTZ")
 _MASK = "***"
 
+# libpq gives no SQLSTATE for an attempt to connect, and words are localised: where no file is known to be to blame, the
+# hint must fit every cause.
+CHECK_DSN = (
+    "check that the server is up, that the database and the user exist, and what --dsn (OTEL_PG_EXPORTER_DSN) says: "
+    "host, port, database, user, options, and the password (better in ~/.pgpass or PGPASSWORD)"
+)
+
 
 def variables() -> dict[str, str]:
     """Return those of libpq's environment variables that are set, secrets masked."""
