@@ -219,4 +219,15 @@ COMMENT ON COLUMN retention_progress.traces_horizon IS
     'The start of the oldest partition of spans when that walk began; another one is due when it has moved.';
 INSERT INTO retention_progress DEFAULT VALUES;
 
+CREATE TABLE partitions (
+    name text PRIMARY KEY,
+    rows_since timestamptz NOT NULL
+);
+COMMENT ON TABLE partitions IS
+    'The daily partitions that ensure_partitions() made: what retention must know of their rows without reading them.';
+COMMENT ON COLUMN partitions.name IS 'The partition''s name.';
+COMMENT ON COLUMN partitions.rows_since IS
+    'No row of it was stored earlier: when it was made, or the oldest ingested_at of what it took over from DEFAULT. '
+    'Spans may come before their day, as far as a receiver''s window reaches.';
+
 :promoted_columns

@@ -121,6 +121,7 @@ DECLARE
     first constant text := to_char(day::timestamp, 'YYYY-MM-DD') || ' 00:00:00+00';
     after constant text := to_char((day + 1)::timestamp, 'YYYY-MM-DD') || ' 00:00:00+00';
     columns text;
+    oldest timestamptz;
 BEGIN
     -- The CHECK repeats the partition's bounds, which spares ATTACH a scan.
     EXECUTE format(
@@ -132,10 +133,13 @@ BEGIN
     SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) INTO columns
         FROM pg_attribute WHERE attrelid = parent::regclass AND attnum > 0 AND NOT attisdropped;
     EXECUTE format(
-        'WITH moved AS (DELETE FROM %1$I WHERE %2$I >= %3$L AND %2$I < %4$L RETURNING %5$s)'
-        ' INSERT INTO %6$I (%5$s) SELECT %5$s FROM moved',
+        'WITH moved AS (DELETE FROM %1$I WHERE %2$I >= %3$L AND %2$I < %4$L RETURNING %5$s),'
+        ' stored AS (INSERT INTO %6$I (%5$s) SELECT %5$s FROM moved RETURNING ingested_at)'
+        ' SELECT least(now(), min(ingested_at)) FROM stored',
         parent || '_default', time_column, first, after, columns, part
-    );
+    ) INTO oldest;
+    INSERT INTO partitions (name, rows_since) VALUES (part, oldest)
+        ON CONFLICT (name) DO UPDATE SET rows_since = EXCLUDED.rows_since; -- somebody dropped one of that name
     EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, part, first, after);
     EXECUTE format('ALTER TABLE %I DROP CONSTRAINT bounds', part);
 END

@@ -27,6 +27,17 @@ COMMENT ON FUNCTION daily_partitions(regclass) IS
     'The partitions of spans or logs but for DEFAULT, with their bounds, and whether ensure_partitions() made them: what '
     'somebody has attached under another name, from another schema, or as a foreign table, is theirs.';
 
+CREATE FUNCTION rows_since(parent text) RETURNS timestamptz
+    LANGUAGE sql STABLE
+    SET search_path = :schema, pg_temp
+AS $body$
+    -- Of what somebody else has attached, the day is all that is known.
+    SELECT min(least(p.first_time, made.rows_since))
+    FROM daily_partitions(parent::regclass) AS p LEFT JOIN partitions AS made USING (name)
+$body$;
+COMMENT ON FUNCTION rows_since(text) IS
+    'The moment before which none of the rows in partitions of spans or logs but for DEFAULT was stored.';
+
 CREATE FUNCTION expired_partition(parent text) RETURNS text
     LANGUAGE sql STABLE
     SET search_path = :schema, pg_temp
@@ -71,6 +82,7 @@ BEGIN
     SELECT expired_partition(parent) INTO expired; -- somebody else may have been quicker
     IF expired IS NOT NULL THEN
         EXECUTE format('DROP TABLE %I', expired);
+        DELETE FROM partitions WHERE name = expired;
     END IF;
     PERFORM set_config('lock_timeout', callers_wait, true);
     RETURN expired;
@@ -110,6 +122,7 @@ DECLARE
     horizon timestamptz; -- what began before it, and what ends not before the ceiling, has no daily partition
     ceiling timestamptz;
     gone_before timestamptz;
+    stored_before timestamptz; -- no daily partition has a row that was
     last_page int8;
     next_page int8;
     ids tid[];
@@ -120,6 +133,8 @@ BEGIN
     LOCK TABLE spans_default IN ACCESS SHARE MODE;
     SELECT min(p.first_time), max(p.after_time) INTO horizon, ceiling FROM daily_partitions('spans') AS p;
     gone_before := least(horizon, expired_before('spans'));
+    -- Two days, since of what others have attached rows_since() knows the day alone, and a clock may be a day ahead.
+    stored_before := least(gone_before, rows_since('spans')) - interval '2 days';
     SELECT * INTO walk FROM retention_progress FOR UPDATE;
     IF horizon IS NULL OR expired_before('spans') IS NULL
         OR walk.traces_page IS NULL AND walk.traces_horizon IS NOT DISTINCT FROM gone_before
@@ -145,9 +160,9 @@ BEGIN
                 t.end_time < gone_before
                 -- All its spans were outliers, far in the future.
                 OR t.start_time >= ceiling
-                -- Some had a time or an end far in the future, which hides how old the others are. They are not newer
-                -- than their storage, but for a clock that is a day ahead.
-                OR t.start_time < gone_before AND t.end_time >= ceiling AND t.ingested_at < gone_before - interval '2 days'
+                -- Some had a time or an end far in the future, which hides how old the others are. But all that is
+                -- left in daily partitions was stored later.
+                OR t.start_time < gone_before AND t.end_time >= ceiling AND t.ingested_at < stored_before
             )
         FOR UPDATE SKIP LOCKED
     );
@@ -196,8 +211,8 @@ BEGIN
     -- No row may be left, even where retention is held up, that was stored before the note was made.
     SELECT least(gone_before, min(m.moment)) INTO gone_before
         FROM (
-            SELECT min(p.first_time) FROM daily_partitions('spans') AS p
-            UNION ALL SELECT min(p.first_time) FROM daily_partitions('logs') AS p
+            SELECT rows_since('spans')
+            UNION ALL SELECT rows_since('logs')
             UNION ALL SELECT min(s.ingested_at) FROM spans_default AS s
             UNION ALL SELECT min(l.ingested_at) FROM logs_default AS l
         ) AS m (moment);

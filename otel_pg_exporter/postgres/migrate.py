@@ -48,6 +48,7 @@ _TABLES = frozenset(
         "resources",
         "retention",
         "retention_progress",
+        "partitions",
         "spans",
         "traces",
     }

@@ -277,6 +277,65 @@ def test_resources_go_after_the_last_rows_that_name_them(connection: Connection)
     assert set(state()) == {1, 2, 3, 5}
 
 
+def sixteen_days_ago(connection: Connection, ahead: int) -> None:
+    """Store a trace with spans of that day, of so many days later, and of the far future, and its resource."""
+    came = today() - 16 * DAY
+    make(connection, 16, 0)
+    for span_id, start in enumerate([came, came + ahead * DAY, FAR_FUTURE]):
+        insert(connection, "spans", span(span_id, start, trace_id=TRACE, ingested_at=came))
+    connection.execute("INSERT INTO traces SELECT * FROM traces_exact")
+    connection.execute(
+        "INSERT INTO resources (resource_id, schema_url, dropped_attributes_count, last_seen, unseen_since)"
+        " VALUES (%s, '', 0, %s, %s)",
+        [RESOURCE, came, today() - 14 * DAY],
+    )
+
+
+def round_of_retention(connection: Connection) -> dict[str, int]:
+    drop(connection)
+    drop(connection, "logs")
+    return {item: prune(connection, item) for item in ("spans", "traces", "resources")}
+
+
+@pytest.mark.parametrize("when_stored", [True, False], ids=["a wide window", "an outlier whose day has come"])
+def test_a_span_that_came_long_before_its_day_keeps_its_trace_and_resource(
+    when_stored: bool, connection: Connection
+) -> None:
+    if when_stored:
+        make(connection, -4)
+        connection.execute("UPDATE partitions SET rows_since = rows_since - interval '16 days'")
+    sixteen_days_ago(connection, ahead=20)
+    make(connection, -4)
+    keep(connection, "spans", "7 days")
+    keep(connection, "logs", "7 days")
+    assert fetch(connection, f"SELECT count(*) FROM {name(-4)}") == [(1,)]
+    assert round_of_retention(connection) == {"spans": 1, "traces": 0, "resources": 0}
+    assert fetch(connection, "SELECT trace_id FROM traces") == fetch(connection, "SELECT trace_id FROM spans")
+    # Its time is over.
+    connection.execute(f"DROP TABLE {name(-4)}, {name(-4, 'logs')}".encode())
+    connection.execute("UPDATE retention_progress SET traces_horizon = NULL")
+    assert round_of_retention(connection) == {"spans": 0, "traces": 1, "resources": 1}
+
+
+def test_a_day_that_lies_ahead_keeps_nothing_that_came_before_it_was_made(connection: Connection) -> None:
+    sixteen_days_ago(connection, ahead=0)
+    make(connection, *range(-30, 0))
+    keep(connection, "spans", "7 days")
+    keep(connection, "logs", "7 days")
+    assert round_of_retention(connection) == {"spans": 1, "traces": 1, "resources": 1}
+
+
+def test_what_is_known_of_a_partition_goes_with_it(connection: Connection) -> None:
+    make(connection, 9, 0)
+    insert(connection, "spans", span(1, today() - DAY, ingested_at=today() - 3 * DAY))
+    connection.execute(f"DROP TABLE {name(0)}".encode())
+    make(connection, 1, 0)
+    keep(connection, "spans", "7 days")
+    assert drop(connection) == [name(9)]
+    early = "SELECT name, rows_since < now() - interval '2 days' FROM partitions WHERE name ~ '^spans' ORDER BY name"
+    assert fetch(connection, early) == [(name(1), True), (name(0), False)]
+
+
 def test_seeing_a_resource_again_never_makes_it_older(connection: Connection) -> None:
     table = mapping.load().resources
     upsert = upsert_resources("otel", table)

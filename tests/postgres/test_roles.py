@@ -158,6 +158,7 @@ _FORBIDDEN = """
     UPDATE resources SET unseen_since = now()
     UPDATE retention SET keep = '1 hour'
     UPDATE retention_progress SET outliers_pruned = true
+    UPDATE partitions SET rows_since = now()
     UPDATE ingest_requests SET received_at = now()
     UPDATE dead_letters SET otlp = ''
     UPDATE schema_migrations SET checksum = ''
