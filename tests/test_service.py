@@ -139,6 +139,17 @@ def test_a_start_creates_partitions_ahead(dsn: str) -> None:
     assert rows(dsn, query) == [(2,)]
 
 
+def test_views_that_are_gone_are_told_and_keep_nothing_from_being_stored(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("DROP VIEW otel.red_metrics CASCADE")
+    with Service(settings(dsn)) as service, client(service) as sender:
+        assert sender.export(TRACES, span_request(1)) == b""
+    (warning,) = [each for each in caplog.messages if "lacks what the migrations made" in each]
+    assert "view red_metrics, function red_metrics; run `otel-pg-exporter migrate`" in warning
+
+
 @pytest.mark.parametrize("case", ["port", "database", "schema", "mapping", "endpoint"])
 def test_a_start_that_fails_leaves_nothing_behind(
     case: str, dsn: str, empty_dsn: str, new_threads: Callable[[], set[str]]

@@ -98,6 +98,13 @@ def test_rights_that_are_missing_are_named_by_the_sql_that_grants_them(ready: st
     assert checked(tmp_path, OTEL_PG_EXPORTER_DSN=writer)["privileges"]["grade"] == "ok"
 
 
+def test_a_function_of_serves_that_is_gone_is_a_problem(ready: str, tmp_path: Path) -> None:
+    execute(ready, "DROP FUNCTION otel.prune_expired")
+    found = checked(tmp_path, OTEL_PG_EXPORTER_DSN=as_role("otel_writer", ready), status=1)
+    assert "function prune_expired" in found["tables"]["message"]
+    assert "prune_expired" in found["privileges"]["remedy"]
+
+
 def test_tables_that_are_missing_or_old_are_a_problem_with_the_command_that_makes_them(
     empty_dsn: str, dsn: str, tmp_path: Path
 ) -> None:
