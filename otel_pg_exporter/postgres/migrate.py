@@ -265,7 +265,7 @@ def _lock(schema: str) -> str:
 
 
 def _become_owner(schema: str) -> str:
-    """Go on as the owner of tables that exist, if this role may: what is added is to be the owner's, too.
+    """Go on as the owner of tables that exist, if both may: what is added is to be the owner's, too.
 
     It was the owner who set the default privileges, by which readers read what comes later.
     """
@@ -273,7 +273,8 @@ def _become_owner(schema: str) -> str:
         "SELECT set_config('role', pg_get_userbyid(c.relowner), true)"
         " FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
         f" WHERE n.nspname = {literal(schema)} AND c.relname = 'schema_migrations'"
-        " AND pg_get_userbyid(c.relowner) <> current_user AND pg_has_role("
+        " AND pg_get_userbyid(c.relowner) <> current_user"
+        " AND has_schema_privilege(c.relowner, n.oid, 'CREATE') AND pg_has_role("
         "c.relowner, CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)"
     )
 

@@ -445,6 +445,22 @@ def test_a_plain_role_migrates_into_a_schema_that_a_dba_made(
     assert partitions(empty) == {"spans_default"}
 
 
+def test_who_may_act_as_the_owner_adds_to_what_is_the_owners_as_far_as_that_one_may(
+    empty_dsn: str, owner_dsn: str, empty: Connection, bundled_mapping: Mapping
+) -> None:
+    owners = (
+        "SELECT array_agg(DISTINCT relowner::regrole::text) FROM pg_class WHERE relnamespace = 'otel'::regnamespace"
+    )
+    empty.execute("CREATE SCHEMA otel; GRANT USAGE, CREATE ON SCHEMA otel TO plain_owner")
+    migrate(DatabaseSettings(dsn=owner_dsn), bundled_mapping)
+    empty.execute("DROP VIEW otel.slow_spans")
+    assert migrate(DatabaseSettings(dsn=empty_dsn), bundled_mapping) == ["view slow_spans"]
+    assert fetch(empty, owners) == [(["plain_owner"],)]
+    empty.execute("DROP VIEW otel.slow_spans; REVOKE CREATE ON SCHEMA otel FROM plain_owner")
+    assert migrate(DatabaseSettings(dsn=empty_dsn), bundled_mapping) == ["view slow_spans"]
+    assert len(fetch(empty, owners)[0][0]) == 2
+
+
 def test_a_database_that_cannot_hold_every_character_is_refused(
     server: EmbeddedServer, bundled_mapping: Mapping
 ) -> None:
