@@ -2,12 +2,16 @@
 
 import logging
 import sys
+import threading
+from types import TracebackType
 
 from pythonjsonlogger.json import JsonFormatter
 
 from otel_pg_exporter.cli.colour import Colour
 from otel_pg_exporter.cli.output import printable
 from otel_pg_exporter.config import MonitoringSettings
+
+_logger = logging.getLogger(__package__)
 
 _COLOURS = {logging.DEBUG: "grey", logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
 
@@ -26,11 +30,24 @@ def set_up(settings: MonitoringSettings, *, attended: bool) -> None:
     logging.captureWarnings(capture=True)
     # What matters of a broken connection our own lines say.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
+    # Else Python writes a stack trace between the lines.
+    sys.excepthook = _log_end
+    threading.excepthook = _log_end_of_thread
 
 
 def speak_json() -> bool:
     """Tell whether a machine reads what goes to stderr."""
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+
+
+def _log_end(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+    _logger.critical("ended by an unexpected error", exc_info=error)
+
+
+def _log_end_of_thread(failed: threading.ExceptHookArgs) -> None:
+    if failed.exc_type is not SystemExit:  # by which a thread may end itself
+        name = failed.thread.name if failed.thread else "?"
+        _logger.critical("the thread %s was ended by an unexpected error", name, exc_info=failed.exc_value)
 
 
 def _json() -> logging.Formatter:

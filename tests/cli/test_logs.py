@@ -58,6 +58,40 @@ def test_an_exception_is_part_of_its_json_line() -> None:
     assert "ZeroDivisionError" in record["exception"]
 
 
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_what_ends_a_thread_or_the_program_unexpectedly_is_a_record_with_the_exception(form: str) -> None:
+    script = (
+        "import sys, threading\n"
+        "from otel_pg_exporter.cli import logs\n"
+        "from otel_pg_exporter.config import MonitoringSettings\n"
+        f"logs.set_up(MonitoringSettings(log_format={form!r}), attended=False)\n"
+        "for name, run in (('divides', lambda: 1 / 0), ('leaves', sys.exit)):\n"
+        "    thread = threading.Thread(target=run, name=name)\n"
+        "    thread.start()\n"
+        "    thread.join()\n"
+        "{}['missing']\n"
+    )
+    done = subprocess.run([PROGRAM[0], "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    said = ["the thread divides was ended by an unexpected error", "ended by an unexpected error"]
+    if form == "json":
+        records = [json.loads(line) for line in done.stderr.splitlines()]
+        assert [record["message"] for record in records] == said
+        assert [record["thread"] for record in records] == ["divides", "MainThread"]
+        traces = [record["exception"] for record in records]
+    else:
+        texts = re.split(r"^(?=\d{4}-)", done.stderr, flags=re.MULTILINE)[1:]
+        firsts = [text.split("\n", 1)[0] for text in texts]
+        assert all(_TEXT.fullmatch(first) for first in firsts)
+        assert [first.rsplit(": ", 1)[1] for first in firsts] == said
+        traces = [text.split("\n", 1)[1] for text in texts]
+    assert all(trace.startswith("Traceback (most recent call last):\n") for trace in traces)
+    assert [trace.strip().rsplit("\n", 1)[1] for trace in traces] == [
+        "ZeroDivisionError: division by zero",
+        "KeyError: 'missing'",
+    ]
+
+
 def test_a_message_with_line_breaks_and_control_characters_is_one_line_of_text() -> None:
     script = (
         "import logging\n"
