@@ -205,7 +205,7 @@ class _Following:
             raise  # will not pass by itself
         except OutageError as exc:
             if not self._away:
-                print(f"{PROGRAM}: {exc}; waiting for it", file=sys.stderr)
+                print(f"{PROGRAM}: {exc.with_remedy}; waiting for it", file=sys.stderr)
             self._away = True
             self.close()
             self._connection = None
