@@ -53,7 +53,6 @@ _TABLES = frozenset(
         "traces",
     }
 )
-_READ_ONLY = (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported)  # the latter by a standby
 _TAKEN = (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateFunction, psycopg.errors.DuplicateObject)
 _SETTINGS = "SET LOCAL standard_conforming_strings = on;\nSET LOCAL client_min_messages = warning;"
 
@@ -77,6 +76,7 @@ def migrate(
         raise SchemaError(f"the schema's name must have 1 to {_MAX_IDENTIFIER} bytes: {settings.schema!r}")
     pause = threading.Event()
     with connect(settings) as connection:
+        _refuse_standby(connection, settings.schema)
         # Not the user's default: behind the advisory lock, we must see what the one before us has done.
         connection.isolation_level = IsolationLevel.READ_COMMITTED
         connection.read_only = False
@@ -95,6 +95,16 @@ def migrate(
             report(f"tables are locked, attempt {attempt + 1} of {_ATTEMPTS}")
             pause.wait(_PAUSE)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _refuse_standby(connection: Connection, schema: str) -> None:
+    """Raise SchemaError on a standby, whose own error says as little as any of a feature that a server lacks."""
+    try:
+        [(standby,)] = connection.execute("SELECT pg_is_in_recovery()").fetchall()
+    except psycopg.Error as exc:
+        raise _translated(exc, schema) from exc
+    if standby:
+        raise SchemaError(f"schema {schema}: this server is a standby, which takes no changes; migrate its primary")
 
 
 def _migrate(
@@ -339,7 +349,7 @@ def _translated(error: psycopg.Error, schema: str) -> SchemaError | DatabaseUnav
         )
     if isinstance(error, psycopg.OperationalError):
         return DatabaseUnavailableError(f"schema {schema}: {reason}")
-    if isinstance(error, _READ_ONLY):
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return SchemaError(f"schema {schema}: {reason} ({error.sqlstate}); {READ_ONLY}")
     if isinstance(error, _TAKEN):
         return SchemaError(

@@ -8,6 +8,7 @@ import pytest
 
 from otel_pg_exporter import mapping
 from otel_pg_exporter.config import DatabaseSettings
+from otel_pg_exporter.errors import SchemaError
 from otel_pg_exporter.postgres.migrate import migrate
 from tests.faults.conftest import Receive
 from tests.faults.judge import judge
@@ -73,3 +74,8 @@ def test_a_standby_that_is_met_while_the_primary_is_away_holds_nothing_up(
             wait_until(pair.primary.revive)
         running.wait_for_more(40)
     judge(pair.standby_dsn if promoted else pair.primary_dsn, ledger, services=[service])
+
+
+def test_a_standby_is_not_migrated_and_called_that(pair: Pair) -> None:
+    with pytest.raises(SchemaError, match="schema otel: this server is a standby, which takes no changes"):
+        migrate(DatabaseSettings(dsn=pair.standby_dsn), mapping.load())
