@@ -245,11 +245,11 @@ SPOOL: Group[SpoolReading] = Group(
             one(lambda spool: spool.level.bytes),
         ),
         instrument(
-            f"{_P}.spool.takes_requests",
+            f"{_P}.spool.lost",
             Kind.GAUGE,
             "1",
-            "1 while it takes requests; 0 when it is full, its disk fails, or its file was deleted or moved.",
-            one(lambda spool: int(spool.takes)),
+            "1 while its file is deleted or moved although it is in use, so that it takes no requests.",
+            one(lambda spool: int(spool.lost)),
         ),
         instrument(
             f"{_P}.spool.limit",

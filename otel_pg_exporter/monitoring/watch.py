@@ -31,7 +31,8 @@ class SpoolReading:
 
     level: SpoolLevel
     max_bytes: int
-    takes: bool  # there was room of late, and its file is where it was made
+    takes: bool  # there was room of late, and it is not lost
+    lost: bool  # its file was deleted or moved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +154,8 @@ class Watch:
         spool = self._spool
         try:
             if spool is not None:
-                return SpoolReading(level=spool.level, max_bytes=spool.max_bytes, takes=spool.takes)
+                level = spool.level
+                return SpoolReading(level=level, max_bytes=spool.max_bytes, takes=spool.takes, lost=spool.lost)
         except OverloadedError:
             pass  # it has logged why
         return None

@@ -121,7 +121,7 @@ def test_a_spool_that_is_deleted_is_noticed_takes_no_more_and_what_is_in_it_is_w
         body = ask(service, "/readyz").body
         assert body["reasons"] == ["PostgreSQL does not answer", "the spool was deleted or moved"]
         assert (body["spool"]["takes_requests"], body["spool"]["items"]) == (False, 1)
-        assert Scrape(service)("otel_pg_exporter_spool_takes_requests") == 0
+        assert Scrape(service)("otel_pg_exporter_spool_lost") == 1
         refused = receiver.client.refused(TRACES, trace_body([span(1)]))
         assert refused.code is grpc.StatusCode.UNAVAILABLE
         assert "was deleted or moved while it was in use" in refused.details

@@ -28,7 +28,7 @@ _OF_PROMETHEUS = {"up", "instance", "job", "le", "severity"}
 def everything() -> Metrics:
     """Return metrics of which each shows something."""
     metrics = Metrics()
-    spool = SpoolReading(level=SpoolLevel(), max_bytes=1, takes=True)
+    spool = SpoolReading(level=SpoolLevel(), max_bytes=1, takes=True, lost=False)
     readings: dict[Any, object] = {
         groups.ITEMS: ItemCounters().by_signal(),
         groups.STATISTICS: Statistics().snapshot(),
