@@ -202,6 +202,16 @@ def test_ids_that_are_no_hex_are_invalid_and_called_that_without_being_repeated(
     assert all(row["anomalies"] & Anomaly.INVALID_ID for row in rows)
 
 
+def test_a_parent_s_or_a_link_s_id_that_is_no_hex_is_kept_and_marked() -> None:
+    text = span(parentSpanId="eight ch", links=[{"traceId": "zz", "spanId": IDS["spanId"]}])
+    row = read(
+        columns().table(Signal.TRACES), transcode(plan(Signal.TRACES), converted(around(text)), now_ns=NOW).rows[0]
+    )
+    assert row["parent_span_id"] == b"not hexadecimal: eight ch"
+    assert bytes.fromhex(row["links"][0]["trace_id"]) == b"not hexadecimal: zz"
+    assert row["anomalies"] & Anomaly.INVALID_ID
+
+
 @pytest.mark.parametrize("name", ["a\ud800b", b"a\xffb"])
 def test_text_that_is_no_unicode_is_repaired_and_marked(name: str | bytes) -> None:
     text = span(name="?").encode()
