@@ -191,7 +191,8 @@ def test_dead_letters_long_locks_and_prepared_work_are_told(ready: str, tmp_path
         "INSERT INTO otel.dead_letters (signal, request_id, item_index, reason, otlp)"
         " VALUES ('logs', gen_random_uuid(), 0, 'r', '')",
     )
-    with psycopg.connect(ready) as holder, psycopg.connect(ready, autocommit=True) as waiting:
+    # The holder is closed first, also when the check fails: else the other would wait for its lock for ever.
+    with psycopg.connect(ready, autocommit=True) as waiting, psycopg.connect(ready) as holder:
         pid = holder.info.backend_pid
         holder.execute("LOCK TABLE otel.traces IN ACCESS EXCLUSIVE MODE")
         waiting_thread = threading.Thread(target=lambda: waiting.execute("SELECT count(*) FROM otel.traces"))
