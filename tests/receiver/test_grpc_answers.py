@@ -232,12 +232,15 @@ def test_every_answer_is_told_with_its_method_and_status_also_of_calls_whose_bod
         assert connect(full.address).refused(TRACES, b"x").code is grpc.StatusCode.UNAVAILABLE
     names = {TRACES: "trace.v1.TraceService", LOGS: "logs.v1.LogsService", METRICS: "metrics.v1.MetricsService"}
     expected = [
-        (TRACES, "OK"),
-        (METRICS, "OK"),
-        (METRICS, "INVALID_ARGUMENT"),
-        (LOGS, "CANCELLED"),  # gRPC has refused it itself
-        (TRACES, "UNAUTHENTICATED"),
-        (TRACES, "UNAVAILABLE"),
+        (TRACES, {"OK"}),
+        (METRICS, {"OK"}),
+        (METRICS, {"INVALID_ARGUMENT"}),
+        # gRPC has refused it itself; whether the handler hears of that or of no message is chance.
+        (LOGS, {"CANCELLED", "INVALID_ARGUMENT"}),
+        (TRACES, {"UNAUTHENTICATED"}),
+        (TRACES, {"UNAVAILABLE"}),
     ]
-    wait_until(lambda: len(told) == len(expected))
-    assert told == [(f"opentelemetry.proto.collector.{names[method]}/Export", status) for method, status in expected]
+    wait_until(lambda: len(told) == len(expected))  # in any order: a sender is answered before that is told
+    for method, statuses in expected:
+        called = f"opentelemetry.proto.collector.{names[method]}/Export"
+        told.remove(next(each for each in told if each[0] == called and each[1] in statuses))
