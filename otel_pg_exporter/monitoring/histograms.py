@@ -25,7 +25,7 @@ RPC_DURATION = _histogram(
     "rpc.server.call.duration",
     "s",
     "Export calls by gRPC, from their arrival to their answer, those refused unread too. What gRPC itself cuts off"
-    " (larger than `--max-request-bytes`, or a sender that has gone) has the status CANCELLED here.",
+    " (larger than `--max-request-bytes`, or a sender that has gone) is CANCELLED here, seldom INVALID_ARGUMENT.",
     _SECONDS,
     "rpc.system.name",
     "rpc.method",
